@@ -1,0 +1,20 @@
+//! The CPU bodies of the operations: multi-threaded, vectorised, and the same bits for any number of threads.
+//!
+//! The rule that gives equal bits: work is cut into blocks whose size never depends on the thread count, and
+//! every sum is taken inside one block in a fixed order, then over blocks in index order.
+
+pub(crate) mod adamw;
+pub(crate) mod attention;
+pub(crate) mod cross_entropy;
+pub(crate) mod elementwise;
+pub(crate) mod embedding;
+pub(crate) mod gemm;
+pub(crate) mod grouped_matmul;
+pub(crate) mod matmul;
+pub(crate) mod permute;
+pub(crate) mod reduce;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod routing;
+pub(crate) mod simd;
+pub(crate) mod swiglu;

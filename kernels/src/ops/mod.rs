@@ -1,0 +1,16 @@
+//! The operations: one file each, shapes and dtypes checked here, bodies per device elsewhere.
+
+pub(crate) mod check;
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod elementwise;
+pub mod embedding;
+pub mod grouped_matmul;
+pub mod matmul;
+pub mod permute;
+pub mod reduce;
+pub mod rms_norm;
+pub mod rope;
+pub mod routing;
+pub mod swiglu;

@@ -1,0 +1,167 @@
+//! The buffer pool: freed buffers are kept for the next step instead of going back to the system.
+//!
+//! A training step asks for the same sizes again and again; fresh memory would be zeroed by the kernel page by
+//! page each time. The pool never holds more than the peak that was live at once: cached + live <= peak live.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::error::{Error, Result};
+
+/// Alignment of every buffer: one cache line and one AVX-512 register.
+pub const ALIGNMENT: usize = 64;
+
+/// How much memory tensors use, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Held by tensors now.
+    pub live_bytes: usize,
+    /// The most that was held at once since the last `reset_peak`.
+    pub peak_bytes: usize,
+    /// Free and kept for reuse.
+    pub cached_bytes: usize,
+}
+
+/// Current use of the host pool.
+pub fn stats() -> PoolStats {
+    lock().stats
+}
+
+/// Starts a new peak measurement at the current live size.
+pub fn reset_peak() {
+    let mut pool = lock();
+    pool.stats.peak_bytes = pool.stats.live_bytes;
+}
+
+struct Pool {
+    free: BTreeMap<usize, Vec<Block>>,
+    stats: PoolStats,
+}
+
+struct Block(NonNull<u8>);
+// SAFETY: a block is plain memory owned by whoever holds it; no thread keeps another pointer to it.
+unsafe impl Send for Block {}
+
+static POOL: Mutex<Pool> = Mutex::new(Pool {
+    free: BTreeMap::new(),
+    stats: PoolStats { live_bytes: 0, peak_bytes: 0, cached_bytes: 0 },
+});
+
+fn lock() -> MutexGuard<'static, Pool> {
+    // The counters stay consistent at every await-free point, so a panic elsewhere does not spoil them.
+    POOL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An aligned, initialised piece of host memory. Its contents are unspecified when it comes from the pool.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    ptr: NonNull<u8>,
+    /// Rounded size, the pool's class.
+    capacity: usize,
+    /// True when the memory is fresh from the system and therefore zero.
+    pub(crate) zeroed: bool,
+}
+
+// SAFETY: the buffer owns its memory; shared access is read-only and exclusive access needs `&mut`.
+unsafe impl Send for Buffer {}
+// SAFETY: as above.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// Takes at least `bytes` from the pool or the system.
+    pub(crate) fn take(bytes: usize) -> Result<Self> {
+        let capacity = size_class(bytes);
+        let mut pool = lock();
+        if let Some(Block(ptr)) = pool.free.get_mut(&capacity).and_then(Vec::pop) {
+            pool.stats.cached_bytes -= capacity;
+            pool.count_live(capacity);
+            return Ok(Buffer { ptr, capacity, zeroed: false });
+        }
+        pool.trim(capacity);
+        let live_bytes = pool.stats.live_bytes;
+        let layout = Layout::from_size_align(capacity, ALIGNMENT)
+            .map_err(|_| Error::OutOfMemory { bytes, live_bytes })?;
+        // SAFETY: `capacity` is at least one page, so the layout is not zero-sized.
+        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })
+            .ok_or(Error::OutOfMemory { bytes, live_bytes })?;
+        pool.count_live(capacity);
+        Ok(Buffer { ptr, capacity, zeroed: true })
+    }
+
+    pub(crate) fn as_ptr(&self) -> *const u8 {
+        self.ptr.as_ptr()
+    }
+
+    pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let mut pool = lock();
+        pool.stats.live_bytes -= self.capacity;
+        if pool.stats.live_bytes + pool.stats.cached_bytes + self.capacity <= pool.stats.peak_bytes {
+            pool.stats.cached_bytes += self.capacity;
+            pool.free.entry(self.capacity).or_default().push(Block(self.ptr));
+        } else {
+            free_block(self.ptr, self.capacity);
+        }
+    }
+}
+
+impl Pool {
+    fn count_live(&mut self, capacity: usize) {
+        self.stats.live_bytes += capacity;
+        self.stats.peak_bytes = self.stats.peak_bytes.max(self.stats.live_bytes);
+    }
+
+    /// Gives cached blocks of other sizes back, largest first, until `wanted` more bytes fit under the peak.
+    fn trim(&mut self, wanted: usize) {
+        while self.stats.cached_bytes > 0
+            && self.stats.live_bytes + self.stats.cached_bytes + wanted > self.stats.peak_bytes
+        {
+            let Some(mut entry) = self.free.last_entry() else { return };
+            let capacity = *entry.key();
+            if let Some(Block(ptr)) = entry.get_mut().pop() {
+                self.stats.cached_bytes -= capacity;
+                free_block(ptr, capacity);
+            }
+            if entry.get().is_empty() {
+                entry.remove();
+            }
+        }
+    }
+}
+
+fn free_block(ptr: NonNull<u8>, capacity: usize) {
+    // SAFETY: every block was allocated in `Buffer::take` with exactly this layout and is freed once.
+    unsafe { dealloc(ptr.as_ptr(), Layout::from_size_align_unchecked(capacity, ALIGNMENT)) }
+}
+
+/// Rounds up to 256 bytes below a page, to a page above: ragged sizes of one step meet again in the next.
+fn size_class(bytes: usize) -> usize {
+    let unit = if bytes <= 4096 { 256 } else { 4096 };
+    bytes.max(1).next_multiple_of(unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_classes_cover_their_request() {
+        for bytes in [0, 1, 255, 256, 257, 4096, 4097, 1 << 20] {
+            assert!(size_class(bytes) >= bytes.max(1));
+            assert_eq!(size_class(size_class(bytes)), size_class(bytes));
+        }
+    }
+
+    #[test]
+    fn a_buffer_is_aligned() {
+        let buffer = Buffer::take(1000).unwrap();
+        assert_eq!(buffer.as_ptr() as usize % ALIGNMENT, 0);
+    }
+}
