@@ -19,12 +19,7 @@ pub(crate) fn forward(x_ri: &Tensor, w_eoi: &Tensor, offsets_e: &Tensor, y_ro: &
     })
 }
 
-pub(crate) fn backward_input(
-    dy_ro: &Tensor,
-    w_eoi: &Tensor,
-    offsets_e: &Tensor,
-    dx_ri: &mut Tensor,
-) -> Result<()> {
+pub(crate) fn backward_input(dy_ro: &Tensor, w_eoi: &Tensor, offsets_e: &Tensor, dx_ri: &mut Tensor) -> Result<()> {
     let (dy, w, offsets) = (dy_ro.to_f32_vec()?, w_eoi.to_f32_vec()?, offsets_e.data::<i32>()?);
     let (o, i) = (w_eoi.shape()[1], w_eoi.last_dim());
     store(dx_ri, i, false, |r, out| {

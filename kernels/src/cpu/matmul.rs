@@ -16,12 +16,7 @@ pub(crate) fn forward(x_ti: &Tensor, w_oi: &Tensor, y_to: &mut Tensor) -> Result
     })
 }
 
-pub(crate) fn backward_input(
-    dy_to: &Tensor,
-    w_oi: &Tensor,
-    dx_ti: &mut Tensor,
-    accumulate: bool,
-) -> Result<()> {
+pub(crate) fn backward_input(dy_to: &Tensor, w_oi: &Tensor, dx_ti: &mut Tensor, accumulate: bool) -> Result<()> {
     let (dy, w) = (dy_to.to_f32_vec()?, w_oi.to_f32_vec()?);
     let (o, i) = (w_oi.shape()[0], w_oi.last_dim());
     store(dx_ti, i, accumulate, |t, out| {
