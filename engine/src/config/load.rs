@@ -69,11 +69,15 @@ impl Loader {
             device: self.section("device", &table),
             model: self.section("model", &table),
             moe: table.contains_key("moe").then(|| self.section("moe", &table)),
+            data: self.section("data", &table),
+            tokenizer: self.section("tokenizer", &table),
             optimizer: self.section("optimizer", &table),
             schedule: self.section("schedule", &table),
             precision: self.section("precision", &table),
             checkpoint: self.section("checkpoint", &table),
             eval: self.section("eval", &table),
+            energy: self.section("energy", &table),
+            carbon: self.section("carbon", &table),
             telemetry: self.section("telemetry", &table),
         };
         for problem in config.validate() {
@@ -102,8 +106,13 @@ impl Loader {
             self.report_at(Origin::File { line }, "", &format!("is no TOML: {}", error.message()));
         }
         note_lines(document.get_ref(), "", text, &mut self.origins);
-        // Cannot fail after the parse above; an error would be reported all the same.
-        text.parse().unwrap_or_default()
+        if !self.problems.is_empty() {
+            return Table::new();
+        }
+        text.parse().unwrap_or_else(|error: toml::de::Error| {
+            self.report_at(Origin::Default, "", &format!("is no TOML: {}", error.message()));
+            Table::new()
+        })
     }
 
     /// Lays one `section.key=value` over the table.
@@ -188,7 +197,7 @@ impl Loader {
         let mut problems = Vec::new();
         for (section, keys) in properties(&self.schema).into_iter().flatten() {
             let given = table.get(section);
-            if given.is_none() && section == "moe" {
+            if given.is_none() && !required(&self.schema).any(|name| name == section) {
                 continue;
             }
             for name in required(keys) {
@@ -204,7 +213,13 @@ impl Loader {
 
     /// Reads one section, key by key; a key whose value cannot be read stays at its default.
     fn section<T: Default + Serialize + DeserializeOwned>(&mut self, section: &str, table: &Table) -> T {
-        let Ok(mut values) = Table::try_from(T::default()) else { return T::default() };
+        let mut values = match Table::try_from(T::default()) {
+            Ok(values) => values,
+            Err(error) => {
+                self.report(Problem::new(section, format!("has a default that is no TOML: {error}")));
+                return T::default();
+            }
+        };
         let known = self.schema.pointer(&format!("/properties/{section}/properties")).cloned();
         let keys = table.get(section).and_then(Value::as_table).into_iter().flatten();
         for (key, value) in keys {
@@ -222,7 +237,10 @@ impl Loader {
                 };
             }
         }
-        values.try_into().unwrap_or_default()
+        values.try_into().unwrap_or_else(|error: toml::de::Error| {
+            self.report(Problem::new(section, error.message()));
+            T::default()
+        })
     }
 
     /// Adds a problem at the place of its key.

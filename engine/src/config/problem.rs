@@ -17,6 +17,12 @@ impl Problem {
     }
 }
 
+impl From<wattle_energy::Problem> for Problem {
+    fn from(problem: wattle_energy::Problem) -> Self {
+        Problem { key: problem.key, message: problem.message }
+    }
+}
+
 /// Checks a count that must be at least one.
 pub(crate) fn at_least_one(problems: &mut Vec<Problem>, key: &str, value: usize) {
     if value == 0 {

@@ -13,6 +13,7 @@ use super::Config;
 pub fn schema() -> Value {
     let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
     let mut schema = settings.into_generator().into_root_schema_for::<Config>().to_value();
+    remove_null(&mut schema);
     // A section's default repeats those of its keys, and a required key has none.
     for section in properties_mut(&mut schema) {
         if let Some(section) = section.as_object_mut() {
@@ -28,6 +29,23 @@ pub fn schema() -> Value {
         }
     }
     schema
+}
+
+/// Takes null, which TOML has not, out of types and defaults: a key that may be absent is just not required.
+fn remove_null(schema: &mut Value) {
+    let Some(map) = schema.as_object_mut() else { return };
+    if map.get("default").is_some_and(Value::is_null) {
+        map.remove("default");
+    }
+    if let Some(Value::Array(types)) = map.get_mut("type") {
+        types.retain(|name| name != "null");
+        if let [only] = types.as_slice() {
+            let only = only.clone();
+            map.insert("type".to_owned(), only);
+        }
+    }
+    let properties = map.get_mut("properties").and_then(Value::as_object_mut);
+    properties.into_iter().flat_map(|map| map.values_mut()).for_each(remove_null);
 }
 
 /// The keys of a section, or the sections of the whole, with the schema of each.
@@ -75,8 +93,8 @@ pub(super) fn expected(key: &Value) -> Option<String> {
     }
 }
 
-/// The known key that is nearest to an unknown one: by edits of the name, where another section counts as two
-/// edits, so that a well-known key in the wrong section is found too.
+/// The known key that is nearest to an unknown one, by edits of the name. A key of another section counts only
+/// when its name is almost the same, so that a well-known key in the wrong section is found and chance is not.
 pub(super) fn nearest_key(schema: &Value, section: &str, name: &str) -> Option<String> {
     properties(schema)?
         .iter()
@@ -85,8 +103,10 @@ pub(super) fn nearest_key(schema: &Value, section: &str, name: &str) -> Option<S
             keys.map(move |key| (candidate_section, key))
         })
         .min_by_key(|(candidate_section, key)| {
-            let detour = if *candidate_section == section { 0 } else { 2 };
-            strsim::damerau_levenshtein(key, name) + detour
+            let edits = strsim::damerau_levenshtein(key, name);
+            let is_near = edits <= name.len() / 4;
+            let is_elsewhere = *candidate_section != section;
+            (is_elsewhere && !is_near, edits + usize::from(is_elsewhere))
         })
         .map(|(section, key)| format!("{section}.{key}"))
 }
@@ -145,7 +165,11 @@ mod tests {
                 "model.head_dim",
                 "model.ffn_size",
                 "moe.capacity_factor",
+                "data.max_bytes",
+                "tokenizer.path",
                 "optimizer.micro_batch_sequences",
+                "energy.tdp_watts",
+                "carbon.grams_per_kwh",
             ]
         );
     }
@@ -161,5 +185,7 @@ mod tests {
         assert_eq!(nearest_key(&schema, "model", "top_k").unwrap(), "moe.top_k");
         assert_eq!(nearest_key(&schema, "model", "num_layer").unwrap(), "model.num_layers");
         assert_eq!(nearest_key(&schema, "eval", "max_token").unwrap(), "eval.max_tokens");
+        assert_eq!(nearest_key(&schema, "", "sed").unwrap(), "run.seed");
+        assert!(nearest_key(&schema, "model", "x").unwrap().starts_with("model."));
     }
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cargo_registry::CARGO_REGISTRY;
 use super::tokenizer::SMALLEST_BPE_VOCABULARY;
+use crate::config::Problem;
 
 /// What text a run learns from and how it is cut into samples.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -67,15 +68,6 @@ pub enum TokenizerKind {
     Byte,
     /// A tokenizer.json in the Hugging Face format, named by `path`.
     File,
-}
-
-/// One thing that is wrong with a configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The key, with its section: "data.train".
-    pub key: String,
-    /// What it is, what was expected, and what to do.
-    pub message: String,
 }
 
 impl Default for DataConfig {

@@ -16,7 +16,7 @@ mod split;
 pub mod tokenizer;
 
 pub use batches::{Batch, Dataset, IGNORED, evaluation_batches};
-pub use config::{DataConfig, HeldOutBy, Problem, TokenizerConfig, TokenizerKind};
+pub use config::{DataConfig, HeldOutBy, TokenizerConfig, TokenizerKind};
 pub use corpus::{TokenCorpus, TokenStream};
 pub use error::{Error, Result};
 pub use source::{CorpusSummary, Document, Documents, Skipped};

@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use wattle_router::{BalanceLoss, RouterConfig, Scoring};
 
 use crate::config::Problem;
 use crate::config::problem::{at_least_one, in_range};
@@ -20,16 +21,13 @@ pub struct ModelConfig {
     pub num_heads: usize,
     /// Number of key and value heads, each shared by num_heads / num_kv_heads query heads; num_heads by
     /// default.
-    #[schemars(with = "usize")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_kv_heads: Option<usize>,
     /// Size of one head, even; d_model / num_heads by default.
-    #[schemars(with = "usize")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
     /// Hidden size of the dense feed-forward layers. Needed without `[moe]` and with
     /// moe.num_leading_dense_layers.
-    #[schemars(with = "usize")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ffn_size: Option<usize>,
     /// Base of the rotary position frequencies; larger for longer contexts.
@@ -153,13 +151,13 @@ pub struct MoeConfig {
     pub num_leading_dense_layers: usize,
     /// How router logits become scores.
     pub scoring: Scoring,
-    /// Whether the weights of a token's chosen experts are scaled to sum to 1.
+    /// Whether the weights of a token's chosen experts are scaled to sum to 1. With top_k = 1 that
+    /// makes each weight 1, and only the balance and z losses teach the router.
     pub renormalise: bool,
     /// Factor on the weights of the chosen experts, after renormalising.
     pub routed_scaling_factor: f64,
     /// Most tokens an expert takes, as a multiple of its even share; tokens beyond it are dropped. Without this
     /// key no token is dropped.
-    #[schemars(with = "f64")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capacity_factor: Option<f64>,
     /// Over which tokens the load-balancing loss looks at the balance.
@@ -172,32 +170,6 @@ pub struct MoeConfig {
     pub bias_update_rate: f64,
 }
 
-/// How router logits become scores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Scoring {
-    /// Softmax over the experts.
-    #[default]
-    Softmax,
-    /// A sigmoid for each expert alone.
-    Sigmoid,
-}
-
-/// Over which tokens the load-balancing loss looks at the balance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum BalanceLoss {
-    /// No load-balancing loss.
-    None,
-    /// The tokens of one micro-batch.
-    #[default]
-    MicroBatch,
-    /// Each sequence alone.
-    Sequence,
-    /// All tokens of the optimizer step.
-    GlobalBatch,
-}
-
 impl Default for MoeConfig {
     /// The sizes that a user must give are 0 and do not validate.
     fn default() -> Self {
@@ -207,11 +179,11 @@ impl Default for MoeConfig {
             expert_ffn_size: 0,
             num_shared_experts: 0,
             num_leading_dense_layers: 0,
-            scoring: Scoring::default(),
+            scoring: Scoring::Softmax,
             renormalise: true,
             routed_scaling_factor: 1.0,
             capacity_factor: None,
-            balance_loss: BalanceLoss::default(),
+            balance_loss: BalanceLoss::MicroBatch,
             balance_loss_coefficient: 0.01,
             z_loss_coefficient: 0.0,
             bias_update_rate: 0.0,
@@ -220,20 +192,34 @@ impl Default for MoeConfig {
 }
 
 impl MoeConfig {
+    /// The settings of the router, in the precision that it computes in.
+    pub fn router(&self) -> RouterConfig {
+        RouterConfig {
+            num_experts: self.num_experts,
+            top_k: self.top_k,
+            num_shared_experts: self.num_shared_experts,
+            scoring: self.scoring,
+            renormalise: self.renormalise,
+            routed_scaling_factor: self.routed_scaling_factor as f32,
+            capacity_factor: self.capacity_factor.map(|factor| factor as f32),
+            balance_loss: self.balance_loss,
+            balance_loss_coefficient: self.balance_loss_coefficient as f32,
+            z_loss_coefficient: self.z_loss_coefficient as f32,
+            bias_update_rate: self.bias_update_rate as f32,
+        }
+    }
+
     /// Everything that is wrong in this section for a model.
     pub fn validate(&self, model: &ModelConfig) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let list = &mut problems;
-        at_least_one(list, "moe.num_experts", self.num_experts);
-        at_least_one(list, "moe.expert_ffn_size", self.expert_ffn_size);
-        if self.num_experts > 0 && !(1..=self.num_experts).contains(&self.top_k) {
-            list.push(Problem::new(
-                "moe.top_k",
-                format!("is {}, expected from 1 to moe.num_experts = {}", self.top_k, self.num_experts),
-            ));
-        }
+        // Without experts there is no bound on top_k to tell.
+        let is_news = |key: &str| self.num_experts > 0 || key != "top_k";
+        let router_problems = self.router().validate().into_iter().filter(|problem| is_news(problem.key));
+        let mut problems: Vec<Problem> = router_problems
+            .map(|problem| Problem::new(format!("moe.{}", problem.key), problem.message))
+            .collect();
+        at_least_one(&mut problems, "moe.expert_ffn_size", self.expert_ffn_size);
         if model.num_layers > 0 && self.num_leading_dense_layers >= model.num_layers {
-            list.push(Problem::new(
+            problems.push(Problem::new(
                 "moe.num_leading_dense_layers",
                 format!(
                     "is {}, expected fewer than model.num_layers = {}; for a dense model leave [moe] out",
@@ -241,19 +227,6 @@ impl MoeConfig {
                 ),
             ));
         }
-        if let Some(factor) = self.capacity_factor {
-            in_range(list, "moe.capacity_factor", factor, |x| x > 0.0, "above 0, or no such key (dropless)");
-        }
-        in_range(list, "moe.routed_scaling_factor", self.routed_scaling_factor, |x| x > 0.0, "above 0");
-        in_range(
-            list,
-            "moe.balance_loss_coefficient",
-            self.balance_loss_coefficient,
-            |x| x >= 0.0,
-            "0 or more",
-        );
-        in_range(list, "moe.z_loss_coefficient", self.z_loss_coefficient, |x| x >= 0.0, "0 or more");
-        in_range(list, "moe.bias_update_rate", self.bias_update_rate, |x| x >= 0.0, "0 or more");
         problems
     }
 }

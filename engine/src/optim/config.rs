@@ -27,7 +27,6 @@ pub struct OptimizerConfig {
     /// Sequences that go through the model at once; a step accumulates the gradients of batch_sequences /
     /// micro_batch_sequences of them. Smaller needs less memory. Must divide batch_sequences, which is the
     /// default.
-    #[schemars(with = "usize")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_batch_sequences: Option<usize>,
 }

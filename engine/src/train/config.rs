@@ -77,7 +77,8 @@ impl RunConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
-    /// Steps between two evaluations; 0 evaluates at the end of the run only.
+    /// Steps between two evaluations; 0 evaluates at the end of the run only. With nothing held out there are
+    /// none.
     pub every_steps: usize,
     /// Held-out tokens per evaluation, always the same ones; 0 takes all of them.
     pub max_tokens: TokenCount,
