@@ -15,6 +15,8 @@ pub mod pool;
 pub mod reference;
 pub mod rng;
 pub mod tensor;
+#[cfg(test)]
+mod testing;
 
 pub use cpu::simd::{SimdLevel, simd_level};
 pub use device::Device;
