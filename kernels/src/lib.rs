@@ -16,6 +16,7 @@ pub mod reference;
 pub mod rng;
 pub mod tensor;
 
+pub use cpu::gemm::bf16_is_fast;
 pub use cpu::simd::{SimdLevel, simd_level};
 pub use device::Device;
 pub use dtype::{DType, Element, bf16};
