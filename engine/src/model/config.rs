@@ -1,0 +1,259 @@
+//! `[model]` and `[moe]`: the shape of the transformer and of its experts.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Problem;
+use crate::config::problem::{at_least_one, in_range};
+
+/// The decoder: RMSNorm, rotary attention and SwiGLU feed-forward layers. The vocabulary size comes from the
+/// tokenizer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["d_model", "num_layers", "num_heads"]))]
+pub struct ModelConfig {
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Number of decoder layers.
+    pub num_layers: usize,
+    /// Number of query heads of each attention layer.
+    pub num_heads: usize,
+    /// Number of key and value heads, each shared by num_heads / num_kv_heads query heads; num_heads by
+    /// default.
+    #[schemars(with = "usize")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_kv_heads: Option<usize>,
+    /// Size of one head, even; d_model / num_heads by default.
+    #[schemars(with = "usize")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
+    /// Hidden size of the dense feed-forward layers. Needed without `[moe]` and with
+    /// moe.num_leading_dense_layers.
+    #[schemars(with = "usize")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ffn_size: Option<usize>,
+    /// Base of the rotary position frequencies; larger for longer contexts.
+    pub rope_theta: f64,
+    /// Added to the mean square in every RMSNorm.
+    pub norm_epsilon: f64,
+    /// Whether queries and keys are RMS-normalised per head before the rotation; steadies large models.
+    pub qk_norm: bool,
+    /// Whether the output head shares the embedding's matrix.
+    pub tied_embedding: bool,
+    /// Attention window of each layer in tokens, itself counted, cycled over the layers; 0 is full attention.
+    /// `[256, 0]` alternates. Empty is full attention everywhere.
+    pub attention_windows: Vec<usize>,
+    /// Number of tokens at the start of the sequence that every windowed layer sees as well.
+    pub num_global_tokens: usize,
+    /// Standard deviation of the initial weights.
+    pub init_std: f64,
+}
+
+impl Default for ModelConfig {
+    /// The sizes that a user must give are 0 and do not validate.
+    fn default() -> Self {
+        ModelConfig {
+            d_model: 0,
+            num_layers: 0,
+            num_heads: 0,
+            num_kv_heads: None,
+            head_dim: None,
+            ffn_size: None,
+            rope_theta: 10_000.0,
+            norm_epsilon: 1e-6,
+            qk_norm: false,
+            tied_embedding: true,
+            attention_windows: Vec::new(),
+            num_global_tokens: 0,
+            init_std: 0.02,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Number of key and value heads.
+    pub fn num_kv_heads(&self) -> usize {
+        self.num_kv_heads.unwrap_or(self.num_heads)
+    }
+
+    /// Size of one head; 0 when there are no heads.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim.unwrap_or_else(|| self.d_model.checked_div(self.num_heads).unwrap_or(0))
+    }
+
+    /// Attention window of `layer` in tokens; 0 is full attention.
+    pub fn attention_window(&self, layer: usize) -> usize {
+        match self.attention_windows.len() {
+            0 => 0,
+            len => self.attention_windows[layer % len],
+        }
+    }
+
+    /// Everything that is wrong in this section alone.
+    pub fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let list = &mut problems;
+        at_least_one(list, "model.d_model", self.d_model);
+        at_least_one(list, "model.num_layers", self.num_layers);
+        at_least_one(list, "model.num_heads", self.num_heads);
+        if self.d_model > 0 && self.num_heads > 0 {
+            self.validate_heads(list);
+        }
+        if self.ffn_size == Some(0) {
+            list.push(Problem::new("model.ffn_size", "is 0, expected at least 1, or no such key"));
+        }
+        in_range(list, "model.rope_theta", self.rope_theta, |x| x > 1.0, "above 1, such as 10000");
+        in_range(list, "model.norm_epsilon", self.norm_epsilon, |x| x > 0.0, "above 0, such as 1e-6");
+        in_range(list, "model.init_std", self.init_std, |x| x > 0.0, "above 0, such as 0.02");
+        problems
+    }
+
+    fn validate_heads(&self, problems: &mut Vec<Problem>) {
+        let (d_model, num_heads, num_kv_heads) = (self.d_model, self.num_heads, self.num_kv_heads());
+        if num_kv_heads == 0 || !num_heads.is_multiple_of(num_kv_heads) {
+            problems.push(Problem::new(
+                "model.num_kv_heads",
+                format!("is {num_kv_heads}, expected a divisor of model.num_heads = {num_heads}"),
+            ));
+        }
+        if self.head_dim.is_none() && !d_model.is_multiple_of(num_heads) {
+            problems.push(Problem::new(
+                "model.num_heads",
+                format!(
+                    "is {num_heads}, expected a divisor of model.d_model = {d_model}; or give model.head_dim"
+                ),
+            ));
+        } else if self.head_dim() == 0 || self.head_dim() % 2 == 1 {
+            problems.push(Problem::new(
+                "model.head_dim",
+                format!(
+                    "is {}, expected an even size above 0: rotary positions turn pairs of values",
+                    self.head_dim()
+                ),
+            ));
+        }
+    }
+}
+
+/// Mixture-of-experts feed-forward layers. Without this section every layer is dense.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["num_experts", "top_k", "expert_ffn_size"]))]
+pub struct MoeConfig {
+    /// Number of routed experts of each MoE layer.
+    pub num_experts: usize,
+    /// Number of routed experts that each token goes through.
+    pub top_k: usize,
+    /// Hidden size of one routed expert.
+    pub expert_ffn_size: usize,
+    /// Number of shared experts that every token goes through; they are one feed-forward layer of hidden size
+    /// num_shared_experts * expert_ffn_size.
+    pub num_shared_experts: usize,
+    /// Number of layers at the bottom that stay dense, with hidden size model.ffn_size.
+    pub num_leading_dense_layers: usize,
+    /// How router logits become scores.
+    pub scoring: Scoring,
+    /// Whether the weights of a token's chosen experts are scaled to sum to 1.
+    pub renormalise: bool,
+    /// Factor on the weights of the chosen experts, after renormalising.
+    pub routed_scaling_factor: f64,
+    /// Most tokens an expert takes, as a multiple of its even share; tokens beyond it are dropped. Without this
+    /// key no token is dropped.
+    #[schemars(with = "f64")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capacity_factor: Option<f64>,
+    /// Over which tokens the load-balancing loss looks at the balance.
+    pub balance_loss: BalanceLoss,
+    /// Weight of the load-balancing loss in the training loss.
+    pub balance_loss_coefficient: f64,
+    /// Weight of the router z-loss, which keeps router logits small, in the training loss; 0 switches it off.
+    pub z_loss_coefficient: f64,
+    /// Change of each expert's selection bias per step towards an even load, without a loss; 0 switches it off.
+    pub bias_update_rate: f64,
+}
+
+/// How router logits become scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Scoring {
+    /// Softmax over the experts.
+    #[default]
+    Softmax,
+    /// A sigmoid for each expert alone.
+    Sigmoid,
+}
+
+/// Over which tokens the load-balancing loss looks at the balance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum BalanceLoss {
+    /// No load-balancing loss.
+    None,
+    /// The tokens of one micro-batch.
+    #[default]
+    MicroBatch,
+    /// Each sequence alone.
+    Sequence,
+    /// All tokens of the optimizer step.
+    GlobalBatch,
+}
+
+impl Default for MoeConfig {
+    /// The sizes that a user must give are 0 and do not validate.
+    fn default() -> Self {
+        MoeConfig {
+            num_experts: 0,
+            top_k: 0,
+            expert_ffn_size: 0,
+            num_shared_experts: 0,
+            num_leading_dense_layers: 0,
+            scoring: Scoring::default(),
+            renormalise: true,
+            routed_scaling_factor: 1.0,
+            capacity_factor: None,
+            balance_loss: BalanceLoss::default(),
+            balance_loss_coefficient: 0.01,
+            z_loss_coefficient: 0.0,
+            bias_update_rate: 0.0,
+        }
+    }
+}
+
+impl MoeConfig {
+    /// Everything that is wrong in this section for a model.
+    pub fn validate(&self, model: &ModelConfig) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let list = &mut problems;
+        at_least_one(list, "moe.num_experts", self.num_experts);
+        at_least_one(list, "moe.expert_ffn_size", self.expert_ffn_size);
+        if self.num_experts > 0 && !(1..=self.num_experts).contains(&self.top_k) {
+            list.push(Problem::new(
+                "moe.top_k",
+                format!("is {}, expected from 1 to moe.num_experts = {}", self.top_k, self.num_experts),
+            ));
+        }
+        if model.num_layers > 0 && self.num_leading_dense_layers >= model.num_layers {
+            list.push(Problem::new(
+                "moe.num_leading_dense_layers",
+                format!(
+                    "is {}, expected fewer than model.num_layers = {}; for a dense model leave [moe] out",
+                    self.num_leading_dense_layers, model.num_layers
+                ),
+            ));
+        }
+        if let Some(factor) = self.capacity_factor {
+            in_range(list, "moe.capacity_factor", factor, |x| x > 0.0, "above 0, or no such key (dropless)");
+        }
+        in_range(list, "moe.routed_scaling_factor", self.routed_scaling_factor, |x| x > 0.0, "above 0");
+        in_range(
+            list,
+            "moe.balance_loss_coefficient",
+            self.balance_loss_coefficient,
+            |x| x >= 0.0,
+            "0 or more",
+        );
+        in_range(list, "moe.z_loss_coefficient", self.z_loss_coefficient, |x| x >= 0.0, "0 or more");
+        in_range(list, "moe.bias_update_rate", self.bias_update_rate, |x| x >= 0.0, "0 or more");
+        problems
+    }
+}
