@@ -11,6 +11,7 @@ pub mod device;
 pub mod dtype;
 pub mod error;
 pub mod ops;
+pub mod peak;
 pub mod pool;
 pub mod reference;
 pub mod rng;

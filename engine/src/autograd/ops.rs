@@ -5,9 +5,9 @@ use std::sync::Arc;
 use wattle_kernels::ops::attention::{self, Mask};
 use wattle_kernels::ops::rope::{self, RopeTable};
 use wattle_kernels::ops::{cross_entropy, elementwise, embedding, matmul, rms_norm, swiglu};
-use wattle_kernels::{DType, Result, Tensor};
+use wattle_kernels::{DType, Device, Tensor};
 use wattle_router::experts::{self, ExpertTimes};
-use wattle_router::{RouteInputs, RouterConfig, Routing};
+use wattle_router::{LoadAccumulator, Result, RouterConfig, Routing};
 
 use crate::autograd::{Phase, Tape, Var};
 use crate::model::ParamId;
@@ -30,7 +30,7 @@ impl Tape<'_> {
         let (ids, out) = (ids_bt.clone(), x.id);
         self.record(move |walk| {
             let Some(dx) = walk.take(out) else { return Ok(()) };
-            embedding::backward(&dx, &ids, walk.parameters.gradient_mut(table)?)
+            Ok(embedding::backward(&dx, &ids, walk.parameters.gradient_mut(table)?)?)
         });
         Ok(x)
     }
@@ -107,7 +107,7 @@ impl Tape<'_> {
         let (o, lse) = attention::forward(&q.value, &k.value, &v.value, mask, scale, query_start)?;
         let o = self.var(o);
         if self.is_recording() {
-            let (q, k, v, saved, mask) = (q.clone(), k.clone(), v.clone(), o.clone(), mask.clone());
+            let (q, k, v, saved, mask) = (q.clone(), k.clone(), v.clone(), o.clone(), *mask);
             self.record(move |walk| {
                 let Some(d_o) = walk.take(saved.id) else { return Ok(()) };
                 let (dq, dk, dv) = attention::backward(
@@ -167,22 +167,30 @@ impl Tape<'_> {
         Ok(y)
     }
 
-    /// Router logits -> routing weights `[t, k]` and the plan. Balance and z-loss enter the losses times `scale`.
+    /// Router logits -> routing weights `[t, k]` and the plan. Balance and z-loss enter the losses times `scale`;
+    /// `load` holds what earlier micro-batches of the step chose, and counts this one.
     pub fn route(
         &mut self,
         logits: &Var,
-        inputs: &RouteInputs,
+        bias: Option<&Tensor>,
         config: &RouterConfig,
+        num_sequences: usize,
+        load: &mut LoadAccumulator,
         scale: f32,
     ) -> Result<(Var, Arc<Routing>)> {
-        let routing = Arc::new(wattle_router::route(&logits.value, inputs, config)?);
+        let routing = wattle_router::route(&logits.value, bias, config, num_sequences, Some(&load.load_e))?;
+        load.add(&routing)?;
+        let routing = Arc::new(routing);
         self.losses.balance += f64::from(routing.balance_loss) * f64::from(scale);
         self.losses.z += f64::from(routing.z_loss) * f64::from(scale);
         let weights = self.var(routing.weights_tk.clone());
         let (saved, logits, out) = (Arc::clone(&routing), logits.clone(), weights.id);
         self.record(move |walk| {
-            let dweights = walk.take(out);
-            let dlogits = wattle_router::route_backward(&saved, &logits.value, dweights.as_ref(), scale)?;
+            let dweights = match walk.take(out) {
+                Some(dweights) => dweights,
+                None => Tensor::zeros(saved.weights_tk.shape(), DType::F32, Device::Cpu)?,
+            };
+            let dlogits = wattle_router::route_backward(&saved, &logits.value, &dweights, scale)?;
             walk.add(logits.id, dlogits)
         });
         Ok((weights, routing))
@@ -193,7 +201,7 @@ impl Tape<'_> {
         &mut self,
         x: &Var,
         weights: &Var,
-        routing: &Arc<Routing>,
+        routing: &Routing,
         parameters: RoutedExperts,
     ) -> Result<Var> {
         let mut times = ExpertTimes::default();
@@ -207,7 +215,7 @@ impl Tape<'_> {
         )?;
         self.clock().charge(Phase::Dispatch, times.dispatch);
         let y = self.var(y);
-        let (x, weights, routing, out) = (x.id, weights.id, Arc::clone(routing), y.id);
+        let (x, weights, out) = (x.id, weights.id, y.id);
         self.record(move |walk| {
             let Some(dy) = walk.take(out) else { return Ok(()) };
             let mut times = ExpertTimes::default();
@@ -216,10 +224,9 @@ impl Tape<'_> {
                 (walk.parameters.take_gradient(gate_up)?, walk.parameters.take_gradient(down)?);
             let result = experts::backward(
                 &dy,
-                &saved,
+                saved,
                 walk.parameters.compute(gate_up),
                 walk.parameters.compute(down),
-                &routing.plan,
                 &mut d_gate_up,
                 &mut d_down,
                 &mut times,

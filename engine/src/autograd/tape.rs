@@ -1,7 +1,8 @@
 //! The tape itself: values, records, and the walk back.
 
 use wattle_kernels::ops::elementwise;
-use wattle_kernels::{Result, Tensor};
+use wattle_kernels::Tensor;
+use wattle_router::Result;
 
 use crate::autograd::{Phase, PhaseClock};
 use crate::model::ParameterStore;
@@ -149,7 +150,7 @@ impl Backward<'_> {
     /// Adds to the gradient of a value.
     pub(super) fn add(&mut self, id: usize, gradient: Tensor) -> Result<()> {
         match &mut self.gradients[id] {
-            Some(sum) => elementwise::add_assign(sum, &gradient),
+            Some(sum) => Ok(elementwise::add_assign(sum, &gradient)?),
             slot => {
                 *slot = Some(gradient);
                 Ok(())

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use wattle_kernels::Result;
 use wattle_kernels::ops::attention::Mask;
 use wattle_kernels::ops::rope::RopeTable;
+use wattle_router::Result;
 
 use crate::autograd::{Tape, Var};
 use crate::model::cache::LayerCache;

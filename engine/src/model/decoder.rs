@@ -5,7 +5,8 @@ use std::sync::Arc;
 use wattle_kernels::ops::attention::Mask;
 use wattle_kernels::ops::matmul;
 use wattle_kernels::ops::rope::RopeTable;
-use wattle_kernels::{DType, Result, Tensor};
+use wattle_kernels::{DType, Tensor};
+use wattle_router::Result;
 
 use crate::autograd::{Phase, Tape, Var};
 use crate::model::config::{ModelConfig, MoeConfig};
@@ -60,12 +61,12 @@ pub(super) struct Builder<'a> {
 
 impl Builder<'_> {
     pub(super) fn add(&mut self, name: &str, shape: &[usize], init: Init) -> Result<ParamId> {
-        self.store.add(&format!("model.{name}"), shape, init, self.compute, self.seed)
+        Ok(self.store.add(&format!("model.{name}"), shape, init, self.compute, self.seed)?)
     }
 
     /// A matrix that computes in f32 whatever the precision: the router.
     pub(super) fn add_f32(&mut self, name: &str, shape: &[usize], init: Init) -> Result<ParamId> {
-        self.store.add(&format!("model.{name}"), shape, init, DType::F32, self.seed)
+        Ok(self.store.add(&format!("model.{name}"), shape, init, DType::F32, self.seed)?)
     }
 
     /// For projections out of the residual stream.
@@ -104,7 +105,7 @@ impl Decoder {
             let name = format!("layers.{layer}");
             let mask = Mask {
                 causal: true,
-                window: config.attention_window(layer),
+                window: Some(config.attention_window(layer)).filter(|&window| window > 0),
                 num_global_tokens: config.num_global_tokens,
             };
             let attention_norm = build.add(&format!("{name}.attention_norm"), &[d], Init::Ones)?;
@@ -193,7 +194,7 @@ impl Decoder {
     /// # Errors
     /// Any kernel error.
     pub fn logits(&self, store: &ParameterStore, hidden_btd: &Tensor) -> Result<Tensor> {
-        matmul::forward(hidden_btd, store.compute(self.head.unwrap_or(self.embedding)), DType::F32)
+        Ok(matmul::forward(hidden_btd, store.compute(self.head.unwrap_or(self.embedding)), DType::F32)?)
     }
 
     /// A fresh routing state for every sparse layer.
@@ -215,6 +216,6 @@ impl Decoder {
     /// # Errors
     /// Out of memory.
     pub fn new_cache(&self, capacity: usize) -> Result<KvCache> {
-        KvCache::new(self.blocks.len(), capacity, self.num_kv_heads, self.head_dim, self.compute)
+        Ok(KvCache::new(self.blocks.len(), capacity, self.num_kv_heads, self.head_dim, self.compute)?)
     }
 }

@@ -1,6 +1,7 @@
 //! The dense SwiGLU feed-forward block: dense layers and shared experts.
 
-use wattle_kernels::Result;
+use wattle_router::Result;
+
 
 use crate::autograd::{Tape, Var};
 use crate::model::ParamId;

@@ -1,7 +1,8 @@
 //! Generation: the model continues a prompt token by token, with a key-value cache.
 
 use wattle_kernels::rng::{Philox, Purpose};
-use wattle_kernels::{Error, Result, Tensor};
+use wattle_kernels::{Error, Tensor};
+use wattle_router::Result;
 
 use crate::autograd::Tape;
 use crate::model::{Decoder, KvCache, ParameterStore, Pass, RoutingState};
@@ -42,12 +43,8 @@ pub fn generate(
     mut on_token: impl FnMut(u32) -> bool,
 ) -> Result<()> {
     if prompt.is_empty() {
-        return Err(Error::Value {
-            op: "generate",
-            what: "prompt",
-            got: "no tokens".to_owned(),
-            expected: "at least one token; put the boundary token first".to_owned(),
-        });
+        let (got, expected) = ("no tokens".to_owned(), "at least one token; put the boundary token first".to_owned());
+        return Err(Error::Value { op: "generate", what: "prompt", got, expected }.into());
     }
     let rng = Philox::new(sampling.seed, Purpose::Generate, 0);
     let mut context = prompt.to_vec();
@@ -87,7 +84,7 @@ fn next_logits(
     let all = hidden.value.to_f32_vec()?;
     let last = Tensor::from_slice(&all[all.len() - d..], &[1, d])?;
     let last = wattle_kernels::ops::elementwise::cast(&last, hidden.value.dtype())?;
-    decoder.logits(store, &last)?.to_f32_vec()
+    Ok(decoder.logits(store, &last)?.to_f32_vec()?)
 }
 
 fn keep_last(tokens: &[u32], count: usize) -> &[u32] {

@@ -1,9 +1,7 @@
 //! The sparse feed-forward block: a router chooses experts for each token, shared experts see all tokens.
 
-use std::sync::Arc;
-
-use wattle_kernels::{DType, Device, Result, Tensor};
-use wattle_router::{LoadAccumulator, RouteInputs, RouterConfig, RoutingStats, update_bias};
+use wattle_kernels::{DType, Device, Tensor};
+use wattle_router::{LoadAccumulator, Result, RouterConfig, RoutingStats, update_bias};
 
 use crate::autograd::{Phase, RoutedExperts, Tape, Var};
 use crate::model::config::MoeConfig;
@@ -60,13 +58,8 @@ impl MoeLayer {
             _ => tape.cast(&x_td, DType::F32)?,
         };
         let logits = tape.linear(&x_f32, self.router)?;
-        let inputs = RouteInputs {
-            bias_e: state.bias.as_ref(),
-            num_sequences: b,
-            global_load: state.load.preceding(),
-        };
-        let (weights, routing) = tape.route(&logits, &inputs, &self.config, loss_scale)?;
-        state.load.add(&routing);
+        let RoutingState { bias, load, .. } = state;
+        let (weights, routing) = tape.route(&logits, bias.as_ref(), &self.config, b, load, loss_scale)?;
         tape.enter(Phase::Experts);
         let mut y = tape.experts(&x_td, &weights, &routing, self.experts)?;
         if let Some(shared) = &self.shared {
@@ -110,19 +103,24 @@ impl RoutingState {
     pub fn end_step(&mut self) -> Result<RoutingStats> {
         let stats = self.stats();
         if let Some(bias) = &mut self.bias {
-            update_bias(bias.data_mut::<f32>()?, self.load.tokens_per_expert(), self.rate);
+            update_bias(bias.data_mut::<f32>()?, &self.load.load_e, self.rate)?;
         }
-        self.load.clear();
+        self.load.reset();
         Ok(stats)
     }
 
     /// Statistics of the step so far.
     pub fn stats(&self) -> RoutingStats {
-        self.load.stats()
+        RoutingStats::new(&self.load)
+    }
+
+    /// Assignments per expert of the step so far.
+    pub fn tokens_per_expert(&self) -> Vec<u64> {
+        self.load.load_e.iter().map(|&tokens| tokens as u64).collect()
     }
 
     /// Forgets the loads of passes that must not count: evaluation.
     pub fn discard_load(&mut self) {
-        self.load.clear();
+        self.load.reset();
     }
 }

@@ -37,7 +37,7 @@ pub fn step(
     }
     let grad_scale = match config.clip_norm {
         0.0 => 1.0,
-        max_norm => reduce::clip_factor(gradient_norm, max_norm),
+        max_norm => reduce::clip_factor(gradient_norm, max_norm as f32),
     };
     for parameter in store.iter_mut() {
         let Some(gradient) = &parameter.gradient else { continue };

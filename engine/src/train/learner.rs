@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use wattle_kernels::{DType, Result, Tensor};
-use wattle_router::RoutingStats;
+use wattle_kernels::{DType, Tensor};
+use wattle_router::{Result, RoutingStats};
 
 use crate::autograd::{Losses, Phase, PhaseClock, Tape};
 use crate::data::Batch;
@@ -39,6 +39,8 @@ pub struct StepReport {
     pub num_tokens: u64,
     /// Routing of each sparse layer over the whole step.
     pub routing: Vec<RoutingStats>,
+    /// Assignments per expert of each sparse layer over the whole step.
+    pub tokens_per_expert: Vec<Vec<u64>>,
     /// Time per phase.
     pub phases: [(Phase, Duration); Phase::ALL.len()],
 }
@@ -102,6 +104,7 @@ impl Learner {
             return Ok(self.skipped(losses, update.gradient_norm, step_tokens, clock));
         }
         self.num_updates += 1;
+        let tokens_per_expert = self.routing.iter().map(RoutingState::tokens_per_expert).collect();
         let routing = self.routing.iter_mut().map(RoutingState::end_step).collect::<Result<_>>()?;
         Ok(StepReport {
             losses,
@@ -109,6 +112,7 @@ impl Learner {
             applied: true,
             num_tokens: step_tokens,
             routing,
+            tokens_per_expert,
             phases: clock.split(),
         })
     }
@@ -121,8 +125,17 @@ impl Learner {
         clock: PhaseClock,
     ) -> StepReport {
         let routing = self.routing.iter().map(RoutingState::stats).collect();
+        let tokens_per_expert = self.routing.iter().map(RoutingState::tokens_per_expert).collect();
         self.routing.iter_mut().for_each(RoutingState::discard_load);
-        StepReport { losses, gradient_norm, applied: false, num_tokens, routing, phases: clock.split() }
+        StepReport {
+            losses,
+            gradient_norm,
+            applied: false,
+            num_tokens,
+            routing,
+            tokens_per_expert,
+            phases: clock.split(),
+        }
     }
 
     /// Mean cross-entropy in nats per token over `batches`.
