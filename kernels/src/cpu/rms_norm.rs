@@ -48,10 +48,11 @@ fn forward_blocks<T: Float>(x: &[T], w: &[f32], eps: f32, y: &mut [T], rstd: &mu
             #[inline(always)]
             || {
                 for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
-                    *rstd = 1.0 / (lane_sum(x, |x: T| x.load() * x.load()) / d as f32 + eps).sqrt();
+                    let scale = 1.0 / (lane_sum(x, |x: T| x.load() * x.load()) / d as f32 + eps).sqrt();
                     for ((x, w), y) in x.iter().zip(w).zip(y) {
-                        *y = T::store(x.load() * *rstd * w);
+                        *y = T::store(x.load() * scale * w);
                     }
+                    *rstd = scale;
                 }
             },
         );
