@@ -19,7 +19,11 @@ pub fn backward_input(dy_ro: &[f64], w_eoi: &[f64], offsets: &[usize], [r, o, i]
     let mut dx_ri = vec![0.0; r * i];
     for (e, rows) in groups(offsets).enumerate() {
         let (dy, w) = (&dy_ro[rows.start * o..rows.end * o], &w_eoi[e * o * i..][..o * i]);
-        dx_ri[rows.start * i..rows.end * i].copy_from_slice(&matmul::backward_input(dy, w, [rows.len(), o, i]));
+        dx_ri[rows.start * i..rows.end * i].copy_from_slice(&matmul::backward_input(
+            dy,
+            w,
+            [rows.len(), o, i],
+        ));
     }
     dx_ri
 }

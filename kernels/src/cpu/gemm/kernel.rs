@@ -86,6 +86,26 @@ pub(super) fn choose(a: Values, b: Values) -> Kernel {
     kernel_portable::KERNEL
 }
 
+/// All kernels that run here.
+#[cfg(test)]
+pub(super) fn present() -> Vec<Kernel> {
+    let mut kernels = vec![kernel_portable::KERNEL];
+    #[cfg(target_arch = "x86_64")]
+    {
+        use crate::cpu::gemm::{kernel_avx2, kernel_avx512, kernel_bf16};
+        if simd_level() >= SimdLevel::Avx2 {
+            kernels.push(kernel_avx2::KERNEL);
+        }
+        if simd_level() == SimdLevel::Avx512 {
+            kernels.push(kernel_avx512::KERNEL);
+        }
+        if has_bf16_dot() {
+            kernels.push(kernel_bf16::KERNEL);
+        }
+    }
+    kernels
+}
+
 /// Whether this processor multiplies bf16 faster than f32, so that bf16 is worth its lost digits on the CPU.
 ///
 /// True for AMD processors with AVX512-BF16 (Zen 4 and later: twice the rate of f32). Intel processors have the

@@ -236,3 +236,6 @@ fn cut(range: Range<usize>, max: usize, unit: usize) -> impl Iterator<Item = Ran
         edge(part)..edge(part + 1)
     })
 }
+
+#[cfg(test)]
+mod tests;

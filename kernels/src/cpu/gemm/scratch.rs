@@ -29,14 +29,16 @@ pub(super) struct Units(Vec<Line>);
 
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line([u32; 16]);
+struct Line {
+    _units: [u32; 16],
+}
 
 impl Units {
     /// The first `len` units.
     pub(super) fn take(&mut self, len: usize) -> &mut [u32] {
         let lines = len.div_ceil(16);
         if self.0.len() < lines {
-            self.0.resize(lines, Line([0; 16]));
+            self.0.resize(lines, Line { _units: [0; 16] });
         }
         // SAFETY: a `Line` is exactly sixteen u32 without padding, and `lines` of them hold `len` units.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
