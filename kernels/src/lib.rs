@@ -18,6 +18,7 @@ pub mod tensor;
 #[cfg(test)]
 mod testing;
 
+pub use cpu::gemm::bf16_is_fast;
 pub use cpu::simd::{SimdLevel, simd_level};
 pub use device::Device;
 pub use dtype::{DType, Element, bf16};
