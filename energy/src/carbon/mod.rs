@@ -1,0 +1,156 @@
+//! From joules to grams of CO2-equivalent: the carbon intensity of electricity by place and year.
+
+mod grid;
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::units::GramsPerKilowattHour;
+
+/// Whom the built-in figures are owed to, to be shown wherever they are used.
+pub const CREDIT: &str = "Ember; Energy Institute; Our World in Data, CC BY 4.0";
+
+/// A carbon intensity with everything needed to judge it later.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GridIntensity {
+    /// The intensity.
+    pub grams_per_kwh: GramsPerKilowattHour,
+    /// The place it holds for: an ISO 3166 code, or `World`.
+    pub zone: String,
+    /// The year it holds for; `None` for a figure of the user's own.
+    pub year: Option<u16>,
+    /// What is counted in it.
+    pub basis: Basis,
+    /// Where it comes from.
+    pub source: Cow<'static, str>,
+}
+
+/// What a carbon intensity counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Basis {
+    /// Average of all generation, building and fuel supply of the plants included.
+    LifecycleAverage,
+    /// Whatever the user meant.
+    UserDeclared,
+}
+
+impl Basis {
+    /// The name in files and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Basis::LifecycleAverage => "lifecycle_average",
+            Basis::UserDeclared => "user_declared",
+        }
+    }
+
+    /// The basis of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Basis::LifecycleAverage, Basis::UserDeclared].into_iter().find(|basis| basis.as_str() == name)
+    }
+}
+
+/// The newest yearly figure of a place, by code or English name, in any case.
+///
+/// # Errors
+/// When the place is not in the table; the error names the nearest ones.
+pub fn lookup(location: &str) -> Result<GridIntensity> {
+    lookup_year(location, u16::MAX)
+}
+
+/// The figure of a place for `year`, or for the nearest year before it that is in the table; for a year older than
+/// the table, its oldest.
+///
+/// # Errors
+/// As [`lookup`].
+pub fn lookup_year(location: &str, year: u16) -> Result<GridIntensity> {
+    let wanted = location.trim();
+    let unknown = || Error::Location { given: location.into(), nearest: nearest(wanted) };
+    let row = grid::TABLE
+        .iter()
+        .find(|row| row.code.eq_ignore_ascii_case(wanted) || row.name.eq_ignore_ascii_case(wanted))
+        .ok_or_else(unknown)?;
+    let not_after = row.years.iter().find(|(of, _)| *of <= year);
+    let &(year, grams) = not_after.or(row.years.last()).ok_or_else(unknown)?;
+    Ok(GridIntensity {
+        grams_per_kwh: GramsPerKilowattHour(grams),
+        zone: row.code.into(),
+        year: Some(year),
+        basis: Basis::LifecycleAverage,
+        source: CREDIT.into(),
+    })
+}
+
+/// The three places whose code or name looks most like what was asked for.
+fn nearest(wanted: &str) -> Vec<String> {
+    let wanted = wanted.to_lowercase();
+    let likeness = |row: &grid::Row| {
+        let code = strsim::jaro_winkler(&wanted, &row.code.to_lowercase());
+        code.max(strsim::jaro_winkler(&wanted, &row.name.to_lowercase()))
+    };
+    let mut rows: Vec<(f64, &grid::Row)> = grid::TABLE.iter().map(|row| (likeness(row), row)).collect();
+    rows.sort_by(|a, b| b.0.total_cmp(&a.0));
+    rows.iter().take(3).map(|(_, row)| format!("{} ({})", row.code, row.name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(location: &str, grams: f64, zone: &str, year: u16) {
+        let found = lookup(location).unwrap();
+        assert_eq!((found.grams_per_kwh.0, found.zone.as_str(), found.year), (grams, zone, Some(year)));
+        assert_eq!(found.source, CREDIT);
+    }
+
+    /// Origin of the numbers: OWID grapher `carbon-intensity-electricity`, read in 2026.
+    #[test]
+    fn the_newest_year_of_a_place_is_used() {
+        check("World", 458.0, "World", 2025);
+        check("FRA", 41.0, "FRA", 2025);
+        check("IDN", 680.0, "IDN", 2024);
+        check("UKR", 250.0, "UKR", 2022);
+    }
+
+    #[test]
+    fn an_older_year_is_priced_with_its_own_figure() {
+        let figure = |location, year| lookup_year(location, year).unwrap();
+        assert_eq!(figure("FRA", 2024).grams_per_kwh.0, 40.0);
+        assert_eq!(figure("FRA", 2019).year, Some(2024));
+        assert_eq!(figure("UKR", 2025).year, Some(2022));
+    }
+
+    #[test]
+    fn places_are_found_by_name_and_in_any_case() {
+        check("fra", 41.0, "FRA", 2025);
+        check("germany", 330.0, "DEU", 2025);
+        check(" United Kingdom ", 217.0, "GBR", 2025);
+        check("EU", 210.0, "EU27", 2025);
+    }
+
+    #[test]
+    fn an_unknown_place_names_the_nearest() {
+        for (given, expect) in
+            [("DEX", "DEU (Germany)"), ("Frankreich", "FRA (France)"), ("SWEDN", "SWE (Sweden)")]
+        {
+            let message = lookup(given).unwrap_err().to_string();
+            assert!(message.contains(expect), "{message}");
+        }
+    }
+
+    #[test]
+    fn every_row_is_plausible_and_named_once() {
+        let mut codes: Vec<&str> = grid::TABLE.iter().map(|row| row.code).collect();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), grid::TABLE.len());
+        for row in grid::TABLE {
+            assert!(!row.years.is_empty() && row.years.is_sorted_by(|a, b| a.0 > b.0), "{}", row.code);
+            for (year, grams) in row.years {
+                assert!((2022..=2025).contains(year) && (20.0..900.0).contains(grams), "{}", row.code);
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The `[energy]` and `[carbon]` sections of a configuration.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::carbon::{self, Basis, GridIntensity};
+use crate::error::Result;
+use crate::units::GramsPerKilowattHour;
+
+/// `[energy]`: how joules are counted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct EnergyConfig {
+    /// Where joules come from: auto, nvml, rapl, model or none.
+    pub meter: MeterChoice,
+    /// Time between two samples of the counters, in milliseconds: 10 to 10000.
+    pub interval_ms: u64,
+    /// Thermal design power of all processor sockets together, in watts, for the modelled meter; from a table of
+    /// processors when absent.
+    pub tdp_watts: Option<f64>,
+}
+
+/// A meter, by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MeterChoice {
+    /// Every counter there is; the processor is modelled where it has none.
+    #[default]
+    Auto,
+    /// Energy counters of NVIDIA GPUs only.
+    Nvml,
+    /// Energy counters of the processor and its memory only.
+    Rapl,
+    /// CPU time times a power curve; nothing is measured.
+    Model,
+    /// Count nothing.
+    None,
+}
+
+/// `[carbon]`: how joules become grams of CO2-equivalent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CarbonConfig {
+    /// Where the electricity comes from: an ISO 3166 three-letter code (`FRA`), a country's name, or `World`.
+    pub location: String,
+    /// Carbon intensity of the electricity in grams of CO2-equivalent per kilowatt-hour, in place of the yearly
+    /// figure of the location.
+    pub grams_per_kwh: Option<f64>,
+    /// Power usage effectiveness of the building: what it draws over what its computers draw.
+    pub pue: f64,
+}
+
+/// A setting that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key, with its section: `carbon.pue`.
+    pub key: String,
+    /// What is wrong, what is expected.
+    pub message: String,
+}
+
+impl Default for EnergyConfig {
+    fn default() -> Self {
+        EnergyConfig { meter: MeterChoice::Auto, interval_ms: 100, tdp_watts: None }
+    }
+}
+
+impl EnergyConfig {
+    /// All problems at once; empty when the section can be used.
+    pub fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if !(10..=10_000).contains(&self.interval_ms) {
+            problems.push(problem("energy.interval_ms", self.interval_ms, "10 to 10000"));
+        }
+        if let Some(watts) = self.tdp_watts.filter(|watts| !(*watts > 0.0 && *watts <= 100_000.0)) {
+            problems.push(problem("energy.tdp_watts", watts, "above 0 and at most 100000"));
+        }
+        problems
+    }
+}
+
+impl Default for CarbonConfig {
+    fn default() -> Self {
+        CarbonConfig { location: "World".into(), grams_per_kwh: None, pue: 1.0 }
+    }
+}
+
+impl CarbonConfig {
+    /// All problems at once; empty when the section can be used.
+    pub fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if let Err(error) = self.intensity() {
+            let message = error.to_string();
+            let message = message.strip_prefix("carbon.location: ").unwrap_or(&message).to_owned();
+            problems.push(Problem { key: "carbon.location".into(), message });
+        }
+        if let Some(grams) = self.grams_per_kwh.filter(|grams| !(0.0..=5000.0).contains(grams)) {
+            problems.push(problem("carbon.grams_per_kwh", grams, "0 to 5000"));
+        }
+        if !(1.0..=10.0).contains(&self.pue) {
+            problems.push(problem("carbon.pue", self.pue, "1.0 to 10.0"));
+        }
+        problems
+    }
+
+    /// The carbon intensity to count with: the user's own figure, else the newest year of the location.
+    ///
+    /// # Errors
+    /// When no figure is known for the location and none is given.
+    pub fn intensity(&self) -> Result<GridIntensity> {
+        match self.grams_per_kwh {
+            None => carbon::lookup(&self.location),
+            Some(grams) => Ok(GridIntensity {
+                grams_per_kwh: GramsPerKilowattHour(grams),
+                zone: self.location.clone(),
+                year: None,
+                basis: Basis::UserDeclared,
+                source: "carbon.grams_per_kwh".into(),
+            }),
+        }
+    }
+}
+
+fn problem(key: &str, got: impl std::fmt::Display, expected: &str) -> Problem {
+    Problem { key: key.into(), message: format!("is {got}, expected {expected}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(EnergyConfig::default().validate(), []);
+        assert_eq!(CarbonConfig::default().validate(), []);
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let carbon = CarbonConfig { location: "FRX".into(), grams_per_kwh: None, pue: 0.5 };
+        let problems = carbon.validate();
+        let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+        assert_eq!(keys, ["carbon.location", "carbon.pue"]);
+        assert!(problems[0].message.contains("FRA"), "{}", problems[0].message);
+
+        let energy = EnergyConfig { interval_ms: 1, tdp_watts: Some(f64::NAN), ..EnergyConfig::default() };
+        assert_eq!(energy.validate().len(), 2);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused() {
+        assert!(serde_json::from_str::<EnergyConfig>(r#"{"meter":"model","intervall_ms":5}"#).is_err());
+        assert!(serde_json::from_str::<EnergyConfig>(r#"{"meter":"model","interval_ms":50}"#).is_ok());
+    }
+
+    #[test]
+    fn a_figure_of_the_users_own_is_labelled_as_such() {
+        let carbon = CarbonConfig { grams_per_kwh: Some(17.0), ..CarbonConfig::default() };
+        let intensity = carbon.intensity().unwrap();
+        assert_eq!(intensity.grams_per_kwh.0, 17.0);
+        assert_eq!(intensity.basis, Basis::UserDeclared);
+        assert_eq!(intensity.year, None);
+    }
+}

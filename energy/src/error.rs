@@ -1,0 +1,48 @@
+//! What can go wrong outside a single meter reading, with what to do about it.
+
+use std::path::PathBuf;
+
+use crate::meter::MeterError;
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// An energy operation could not be done.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// A meter is missing, forbidden or failed at the start.
+    #[error(transparent)]
+    Meter(#[from] MeterError),
+    /// No carbon intensity is known for a place.
+    #[error(
+        "carbon.location: no carbon intensity for {given:?}; nearest known: {}; \
+         give one of them, or set carbon.grams_per_kwh",
+        nearest.join(", ")
+    )]
+    Location {
+        /// What was asked for.
+        given: String,
+        /// The closest known codes with their names.
+        nearest: Vec<String>,
+    },
+    /// The ledger's file could not be read or written.
+    #[error("{}: cannot {action} the energy ledger: {reason}; {remedy}", path.display())]
+    Ledger {
+        /// The file.
+        path: PathBuf,
+        /// What was being done: open, read, write.
+        action: &'static str,
+        /// The store's own words.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The operating system refused a thread.
+    #[error("cannot start the {what} thread: {reason}; raise the limit on processes (ulimit -u)")]
+    Thread {
+        /// Which thread.
+        what: &'static str,
+        /// The system's own words.
+        reason: String,
+    },
+}
