@@ -1,21 +1,30 @@
 //! The configuration of a run: one TOML file, `--set` overrides, and every problem at once.
 
 pub mod device;
+pub mod error;
+mod load;
 pub mod problem;
+pub mod resolved;
+pub mod schema;
 pub mod telemetry;
+#[cfg(test)]
+mod tests;
 pub mod token_count;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use device::{ComputePrecision, DeviceConfig, DeviceKind, PrecisionConfig};
+pub use error::{ConfigError, PlacedProblem};
 pub use problem::Problem;
+pub use resolved::{Origin, Resolved};
+pub use schema::schema;
 pub use telemetry::TelemetryConfig;
 pub use token_count::TokenCount;
 
 use crate::checkpoint::config::CheckpointConfig;
 use crate::model::config::{ModelConfig, MoeConfig};
-use crate::optim::config::{OptimizerConfig, ScheduleConfig};
+use crate::optim::config::{OptimizerConfig, ScheduleConfig, ScheduleKind};
 use crate::train::config::{EvalConfig, RunConfig};
 
 /// The configuration of a training run.
@@ -44,4 +53,40 @@ pub struct Config {
     pub eval: EvalConfig,
     /// What the run says about itself.
     pub telemetry: TelemetryConfig,
+}
+
+impl Config {
+    /// Everything that is wrong in the sections and between them.
+    pub fn validate(&self) -> Vec<Problem> {
+        let mut problems = self.run.validate();
+        problems.extend(self.model.validate());
+        problems.extend(self.moe.iter().flat_map(|moe| moe.validate(&self.model)));
+        problems.extend(self.optimizer.validate());
+        problems.extend(self.schedule.validate(self.run.max_tokens));
+        problems.extend(self.checkpoint.validate());
+        problems.extend(self.telemetry.validate());
+
+        let has_dense_layers = self.moe.as_ref().is_none_or(|moe| moe.num_leading_dense_layers > 0);
+        if has_dense_layers && self.model.ffn_size.is_none() {
+            let why = match self.moe {
+                None => "without a section [moe] every layer is dense",
+                Some(_) => "moe.num_leading_dense_layers is not 0",
+            };
+            problems.push(Problem::new(
+                "model.ffn_size",
+                format!("is missing, expected the hidden size of the dense layers: {why}"),
+            ));
+        }
+        problems
+    }
+
+    /// Fills in the values that follow from others, so that the run directory keeps what was run.
+    fn fill_derived(&mut self) {
+        self.model.num_kv_heads = Some(self.model.num_kv_heads());
+        self.model.head_dim = Some(self.model.head_dim());
+        self.optimizer.micro_batch_sequences = Some(self.optimizer.micro_batch_sequences());
+        if self.schedule.kind == ScheduleKind::Wsd {
+            self.schedule.decay_tokens = self.schedule.decay_tokens(self.run.max_tokens);
+        }
+    }
 }

@@ -131,6 +131,10 @@ impl ScheduleConfig {
             "a fraction of the peak, from 0 to 1",
         );
         let (warmup, max) = (self.warmup_tokens.get(), max_tokens.get());
+        if max == 0 {
+            // That there is no budget is a problem of run.max_tokens.
+            return problems;
+        }
         if warmup > max {
             problems.push(Problem::new(
                 "schedule.warmup_tokens",

@@ -1,0 +1,165 @@
+//! The JSON Schema of the configuration, and the questions that loading asks it.
+//!
+//! The schema is derived from the structs, doc comments included, and the loader walks it to know which keys
+//! there are: what is documented, what is accepted and what is suggested cannot drift apart.
+
+use schemars::generate::SchemaSettings;
+use serde_json::{Map, Value};
+
+use super::Config;
+
+/// JSON Schema (draft 7, which editors understand) of a configuration file, every key with its description and
+/// default.
+pub fn schema() -> Value {
+    let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
+    let mut schema = settings.into_generator().into_root_schema_for::<Config>().to_value();
+    // A section's default repeats those of its keys, and a required key has none.
+    for section in properties_mut(&mut schema) {
+        if let Some(section) = section.as_object_mut() {
+            section.remove("default");
+        }
+        let required: Vec<String> = required(section).map(str::to_owned).collect();
+        for name in required {
+            if let Some(key) =
+                section.pointer_mut(&format!("/properties/{name}")).and_then(Value::as_object_mut)
+            {
+                key.remove("default");
+            }
+        }
+    }
+    schema
+}
+
+/// The keys of a section, or the sections of the whole, with the schema of each.
+pub(super) fn properties(schema: &Value) -> Option<&Map<String, Value>> {
+    schema.get("properties")?.as_object()
+}
+
+fn properties_mut(schema: &mut Value) -> impl Iterator<Item = &mut Value> {
+    schema.get_mut("properties").and_then(Value::as_object_mut).into_iter().flat_map(|map| map.values_mut())
+}
+
+/// The keys of a section that have no default.
+pub(super) fn required(section: &Value) -> impl Iterator<Item = &str> {
+    section.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// The first sentence or clause of a key's description.
+pub(super) fn summary(key: &Value) -> &str {
+    let description = key.get("description").and_then(Value::as_str).unwrap_or_default();
+    description.split(['.', ':', ';', '\n']).next().unwrap_or_default()
+}
+
+/// What values a key takes, in words; `None` for a type that explains itself when it is read.
+pub(super) fn expected(key: &Value) -> Option<String> {
+    if let Some(variants) = key.get("oneOf").and_then(Value::as_array) {
+        let names: Option<Vec<&str>> =
+            variants.iter().map(|variant| variant.get("const").and_then(Value::as_str)).collect();
+        return names.map(|names| format!("one of {}", names.join(", ")));
+    }
+    match key.get("type")?.as_str()? {
+        "integer" if key.get("minimum").is_some() => Some("a whole number, 0 or more".to_owned()),
+        "integer" => Some("a whole number".to_owned()),
+        "number" => Some("a number".to_owned()),
+        "boolean" => Some("true or false".to_owned()),
+        "string" => Some("a text in quotes".to_owned()),
+        "array" => {
+            let item = match key.pointer("/items/type").and_then(Value::as_str) {
+                Some("string") => "texts in quotes",
+                Some("integer") => "whole numbers, 0 or more,",
+                _ => "values",
+            };
+            Some(format!("a list of {item} in brackets"))
+        }
+        _ => None,
+    }
+}
+
+/// The known key that is nearest to an unknown one: by edits of the name, where another section counts as two
+/// edits, so that a well-known key in the wrong section is found too.
+pub(super) fn nearest_key(schema: &Value, section: &str, name: &str) -> Option<String> {
+    properties(schema)?
+        .iter()
+        .flat_map(|(candidate_section, keys)| {
+            let keys = properties(keys).into_iter().flat_map(|keys| keys.keys());
+            keys.map(move |key| (candidate_section, key))
+        })
+        .min_by_key(|(candidate_section, key)| {
+            let detour = if *candidate_section == section { 0 } else { 2 };
+            strsim::damerau_levenshtein(key, name) + detour
+        })
+        .map(|(section, key)| format!("{section}.{key}"))
+}
+
+/// The known section whose name is alike to an unknown one.
+pub(super) fn nearest_section<'a>(schema: &'a Value, name: &str) -> Option<&'a str> {
+    let alike = |candidate: &str| strsim::normalized_damerau_levenshtein(candidate, name);
+    let candidates = properties(schema)?.keys().map(String::as_str);
+    candidates.filter(|candidate| alike(candidate) >= 0.5).max_by(|a, b| alike(a).total_cmp(&alike(b)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_section_and_key_is_described() {
+        let schema = schema();
+        for (name, section) in properties(&schema).unwrap() {
+            assert!(section["description"].is_string(), "[{name}]");
+            for (key, value) in properties(section).unwrap() {
+                assert!(value["description"].is_string(), "{name}.{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_doc_comment_and_a_default_stand_in_the_schema() {
+        let schema = schema();
+        let key = &schema["properties"]["optimizer"]["properties"]["clip_norm"];
+        assert!(key["description"].as_str().unwrap().starts_with("Largest global L2 norm"));
+        assert_eq!(key["default"], 1.0);
+        let choice = &schema["properties"]["schedule"]["properties"]["kind"]["oneOf"][1];
+        assert_eq!(choice["const"], "cosine");
+        assert!(choice["description"].as_str().unwrap().starts_with("Half a cosine"));
+    }
+
+    #[test]
+    fn a_key_is_either_required_or_has_a_default_or_may_be_left_out() {
+        let schema = schema();
+        let mut optional = Vec::new();
+        for (name, section) in properties(&schema).unwrap() {
+            for (key, value) in properties(section).unwrap() {
+                let is_required = required(section).any(|required| required == key);
+                let has_default = value.get("default").is_some();
+                assert!(!(is_required && has_default), "{name}.{key}");
+                if !is_required && !has_default {
+                    optional.push(format!("{name}.{key}"));
+                }
+            }
+        }
+        assert_eq!(
+            optional,
+            [
+                "model.num_kv_heads",
+                "model.head_dim",
+                "model.ffn_size",
+                "moe.capacity_factor",
+                "optimizer.micro_batch_sequences",
+            ]
+        );
+    }
+
+    #[test]
+    fn no_part_of_the_schema_allows_null_which_toml_has_not() {
+        assert!(!schema().to_string().contains("null"));
+    }
+
+    #[test]
+    fn a_key_in_the_wrong_section_is_found_in_its_own() {
+        let schema = schema();
+        assert_eq!(nearest_key(&schema, "model", "top_k").unwrap(), "moe.top_k");
+        assert_eq!(nearest_key(&schema, "model", "num_layer").unwrap(), "model.num_layers");
+        assert_eq!(nearest_key(&schema, "eval", "max_token").unwrap(), "eval.max_tokens");
+    }
+}
