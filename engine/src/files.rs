@@ -151,7 +151,9 @@ pub(crate) fn free_bytes(path: &Path) -> Result<u64, FileError> {
         }
         // SAFETY: zeroed integers are a valid statvfs, and the call has filled it.
         let stats = unsafe { stats.assume_init() };
-        Ok((stats.f_bavail as u64).saturating_mul(stats.f_frsize as u64))
+        // The fields' widths differ between systems.
+        let bytes = u128::from(stats.f_bavail) * u128::from(stats.f_frsize);
+        Ok(u64::try_from(bytes).unwrap_or(u64::MAX))
     })
 }
 
