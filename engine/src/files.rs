@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 pub use error::FileError;
-pub use jsonl::{JsonlWriter, trim_jsonl_after};
+pub use jsonl::{JsonlWriter, read_jsonl, trim_jsonl_after};
 
 /// Replaces the file at `path` by `bytes`, so that a crash leaves either the old content or the new.
 ///
@@ -24,6 +24,14 @@ pub use jsonl::{JsonlWriter, trim_jsonl_after};
 /// [`FileError`]; the old file is then untouched.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     replace_atomically(path, |file| file.write(bytes))
+}
+
+/// The text of a file.
+///
+/// # Errors
+/// [`FileError`], also when it is not UTF-8.
+pub fn read_to_string(path: &Path) -> Result<String, FileError> {
+    attempt("read", path, || fs::read_to_string(path))
 }
 
 /// Replaces the file at `path` by whatever `fill` writes.

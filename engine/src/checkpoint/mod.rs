@@ -23,6 +23,6 @@ mod tests;
 mod write;
 
 pub use error::{CheckpointError, Result};
-pub use read::{Newest, Rejected, load, newest_valid};
+pub use read::{Header, Newest, Rejected, load, newest_header, newest_valid};
 pub use state::{NamedTensor, Progress, State};
 pub use write::save;

@@ -44,6 +44,29 @@ pub fn load(directory: &Path) -> Result<State> {
     })
 }
 
+/// What a checkpoint says of itself, without its tensors.
+#[derive(Clone, Debug)]
+pub struct Header {
+    /// Its directory.
+    pub path: PathBuf,
+    /// How far the run was.
+    pub progress: Progress,
+    /// Small further state.
+    pub extra: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The newest checkpoint whose manifest is right; its tensors are not looked at. Nothing when there is none.
+///
+/// # Errors
+/// When the directory cannot be listed.
+pub fn newest_header(checkpoints_dir: &Path) -> Result<Option<Header>> {
+    let directories = directory::list(checkpoints_dir)?;
+    Ok(directories.into_iter().find_map(|directory::StepDirectory { path, .. }| {
+        let manifest = Manifest::read(&path).ok()?;
+        Some(Header { path, progress: manifest.progress, extra: manifest.extra })
+    }))
+}
+
 /// The newest checkpoint of which every byte is right.
 #[derive(Debug)]
 pub struct Newest {

@@ -79,23 +79,23 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let mut learner =
         Learner::new(&preset.model, moe, preset.vocab_size, sequence, compute, optimizer, Some(0))?;
     let step_tokens = (batch * sequence) as u64;
-    let mut monitor = wattle_energy::EnergyMonitor::from_config(&EnergyConfig::default())?;
+    let monitor = wattle_energy::EnergyMonitor::from_config(&EnergyConfig::default())?;
 
     let mut seconds = Vec::new();
-    let mut joules = 0.0;
+    let mut joules = Some(0.0);
     let mut phases = Vec::new();
     for step in 0..arguments.steps {
-        monitor.close_window(WindowKind::Idle)?;
+        monitor.close_window(WindowKind::Idle);
         let begin = Instant::now();
         let random = Philox::new(0, Purpose::Synthetic, step);
         let report = learner.step(1, step_tokens, 1e-3, |_| {
             random_batch(&random, batch, sequence, preset.vocab_size)
         })?;
         let spent = begin.elapsed().as_secs_f64();
-        let energy = monitor.close_window(WindowKind::Step)?;
+        let energy = monitor.close_window(WindowKind::Step);
         if step >= NUM_WARM_UP_STEPS {
             seconds.push(spent);
-            joules += energy.joules.0;
+            joules = joules.zip(energy.joules).map(|(sum, step)| sum + step.0);
             phases.push(report.phases);
         }
     }
@@ -130,7 +130,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         "gflops": (flops * tokens_per_second / 1e8).round() / 10.0,
         "mfu": (flops * tokens_per_second / peak * 1e3).round() / 1e3,
         "peak_memory_bytes": pool::stats().peak_bytes,
-        "joules_per_token": joules / measured_tokens,
+        "joules_per_token": joules.map(|joules| joules / measured_tokens),
         "energy_source": monitor.source_label(),
     });
     if arguments.json {
@@ -141,7 +141,9 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         println!("  {:.1} GFLOP/s, {:.1} % of the measured {:.0}", flops * tokens_per_second / 1e9,
             100.0 * flops * tokens_per_second / peak, peak / 1e9);
         println!("  {} at the peak", format::bytes(pool::stats().peak_bytes));
-        println!("  {:.4} J/token ({})", joules / measured_tokens, monitor.source_label());
+        if let Some(joules) = joules {
+            println!("  {:.4} J/token ({})", joules / measured_tokens, monitor.source_label());
+        }
     }
     Ok(exit::DONE)
 }
@@ -151,7 +153,7 @@ fn random_batch(random: &Philox, batch: usize, sequence: usize, vocab_size: usiz
     let rows = |shift: usize| {
         (0..batch * sequence).map(|i| token(i / sequence * (sequence + 1) + i % sequence + shift)).collect()
     };
-    Batch { ids: rows(0), targets: rows(1), batch_size: batch, sequence_length: sequence }
+    Batch { ids: rows(0), targets: rows(1), batch, sequence_length: sequence }
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use crate::cli::exit;
-use crate::config::Config;
+use crate::config::{Config, schema};
 
 /// Flags of `wattle config`.
 #[derive(Debug, Args)]
@@ -34,8 +34,8 @@ enum Action {
 /// Shows a configuration or the schema.
 pub fn run(arguments: &Arguments) -> Result<u8> {
     match &arguments.action {
-        Action::Show { config, sets } => print!("{}", Config::load(config, sets)?.show()),
-        Action::Schema => println!("{:#}", Config::schema()),
+        Action::Show { config, sets } => print!("{}", Config::load(config, sets)?.show()?),
+        Action::Schema => println!("{:#}", schema()),
     }
     Ok(exit::DONE)
 }

@@ -31,10 +31,10 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<u8> {
     start_threads(0)?;
     let mut model = LoadedModel::open(&arguments.model)?;
-    let data = model.dataset(&arguments.data)?;
-    let batches = data.evaluation_batches(usize::from(arguments.batch), None);
+    let (data, num_bytes) = model.dataset(&arguments.data)?;
+    let batches = data.evaluation_batches(usize::from(arguments.batch));
     let result = evaluate(&model.decoder, &mut model.store, &mut model.routing, batches)?;
-    let bits_per_byte = result.loss * result.num_tokens as f64 / data.num_bytes() as f64 / std::f64::consts::LN_2;
+    let bits_per_byte = result.loss * result.num_tokens as f64 / num_bytes as f64 / std::f64::consts::LN_2;
     if arguments.json {
         println!(
             "{}",

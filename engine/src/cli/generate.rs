@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::cli::exit;
+use crate::data::StreamDecoder;
 use crate::interop::LoadedModel;
 use crate::model::{Sampling, generate};
 use crate::train::start_threads;
@@ -53,11 +54,11 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     };
     let boundary = model.tokenizer.boundary_id();
     let prompt = model.prompt_ids(&arguments.prompt)?;
-    let mut stream = model.tokenizer.stream_decoder();
+    let mut stream = StreamDecoder::new(&model.tokenizer);
     let mut generated = Vec::new();
     let mut text = String::new();
     let mut out = std::io::stdout().lock();
-    let mut written = Ok(());
+    let mut written: Result<()> = Ok(());
     let max_positions = model.max_positions;
     generate(
         &model.decoder,
@@ -72,17 +73,19 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
                 return false;
             }
             generated.push(token);
-            let piece = stream.push(token);
-            if arguments.json {
+            written = stream.push(token).map_err(Into::into).and_then(|piece| {
                 text.push_str(&piece);
-            } else {
-                written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
-            }
+                if arguments.json {
+                    return Ok(());
+                }
+                out.write_all(piece.as_bytes())?;
+                Ok(out.flush()?)
+            });
             written.is_ok()
         },
     )?;
     written?;
-    let rest = stream.finish();
+    let rest = stream.finish()?;
     if arguments.json {
         text.push_str(&rest);
         let result = json!({ "prompt": arguments.prompt, "text": text, "tokens": generated });

@@ -58,7 +58,7 @@ impl View {
             Value::Object(step) => Some(step),
             _ => None,
         });
-        let manifest = checkpoint::newest_manifest(&run.checkpoints())?;
+        let manifest = checkpoint::newest_header(&run.checkpoints())?;
         let expert_tokens = manifest
             .as_ref()
             .and_then(|manifest| manifest.extra.get("expert_tokens"))

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::autograd::Tape;
-use crate::checkpoint::write_safetensors;
+use crate::checkpoint::{NamedTensor, safetensors};
 use crate::cli::exit;
 use crate::interop::LoadedModel;
 use crate::model::Pass;
@@ -39,6 +39,6 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     drop(tape);
     let logits = model.decoder.logits(&model.store, &hidden.value)?;
     let logits = logits.reshape(&[arguments.ids.len(), logits.last_dim()])?;
-    write_safetensors(&arguments.output, &[("logits", &logits)])?;
+    safetensors::write(&arguments.output, &[NamedTensor { name: "logits".to_owned(), tensor: logits }])?;
     Ok(exit::DONE)
 }

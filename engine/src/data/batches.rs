@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use wattle_kernels::rng::{Philox, Purpose};
+use wattle_kernels::{Result as KernelResult, Tensor};
 
 use super::corpus::TokenStream;
 use super::error::{Error, Result};
@@ -46,6 +47,24 @@ impl Dataset {
             return Err(Error::TooShort { num_tokens: tokens.len(), sequence_length });
         }
         Ok(Dataset { tokens, sequence_length, shuffle_seed: shuffle.then_some(seed) })
+    }
+
+    /// Samples in the order of the text, of which the last may be partial: for evaluation only.
+    ///
+    /// Errors: fewer than two tokens, so that there is nothing to predict.
+    pub fn for_evaluation(tokens: Arc<TokenStream>, sequence_length: usize) -> Result<Self> {
+        if sequence_length == 0 || tokens.len() < 2 {
+            return Err(Error::NoData {
+                what: format!("the text to evaluate on has {} tokens, one of them to be predicted at least", tokens.len()),
+                remedy: "give more text",
+            });
+        }
+        Ok(Dataset { tokens, sequence_length, shuffle_seed: None })
+    }
+
+    /// Tokens in a sample.
+    pub fn sequence_length(&self) -> usize {
+        self.sequence_length
     }
 
     /// Whole samples in one epoch.
@@ -99,6 +118,14 @@ pub fn evaluation_batches(
 }
 
 impl Batch {
+    /// The ids and the targets as tensors `[batch, sequence_length]`.
+    ///
+    /// Errors: out of memory.
+    pub fn tensors(&self) -> KernelResult<(Tensor, Tensor)> {
+        let shape = [self.batch, self.sequence_length];
+        Ok((Tensor::from_slice(&self.ids, &shape)?, Tensor::from_slice(&self.targets, &shape)?))
+    }
+
     fn with_capacity(batch_size: usize, sequence_length: usize) -> Self {
         let ids = Vec::with_capacity(batch_size * sequence_length);
         let targets = Vec::with_capacity(batch_size * sequence_length);

@@ -82,6 +82,20 @@ impl Drop for JsonlWriter {
     }
 }
 
+/// All objects of a JSON lines file but a torn last line.
+///
+/// # Errors
+/// [`FileError`], also when the file is missing or holds a line that is no object before its last one.
+pub fn read_jsonl(path: &Path) -> Result<Vec<Value>, FileError> {
+    let file = attempt("open", path, || File::open(path))?;
+    let mut lines = Lines { reader: BufReader::new(file), path, number: 0 };
+    let mut objects = Vec::new();
+    while let Some(line) = lines.next()? {
+        objects.extend(line.object);
+    }
+    Ok(objects)
+}
+
 /// Rewrites a JSON lines file without the objects that `keep` says no to and without a torn last line; gives the
 /// number of lines dropped. The kept lines stay byte for byte. A missing file has none.
 ///

@@ -42,15 +42,15 @@ pub struct StepMetrics {
     /// Model FLOPs per second over the processor's measured peak.
     pub mfu: f64,
     /// Energy of this step.
-    pub joules: f64,
+    pub joules: Option<f64>,
     /// Energy per token of this step.
-    pub joules_per_token: f64,
+    pub joules_per_token: Option<f64>,
     /// Where the joules come from.
     pub energy_source: String,
     /// Mean power over this step.
-    pub watts: f64,
+    pub watts: Option<f64>,
     /// Carbon of this step.
-    pub grams_co2e: f64,
+    pub grams_co2e: Option<f64>,
     /// Carbon of the run so far, set-up, evaluation and checkpoints included.
     pub grams_co2e_total: f64,
     /// Seconds per phase of this step.

@@ -46,6 +46,14 @@ pub(super) fn choose(resolved: &Resolved, options: &Options) -> Result<Start, Tr
     }
 }
 
+/// Every resolved value as the run directory keeps it.
+pub(super) fn config_text(resolved: &Resolved) -> Result<String, TrainError> {
+    resolved.to_toml().map_err(|error| {
+        let source = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+        TrainError::System { action: "write the configuration as TOML", source }
+    })
+}
+
 fn fresh(path: &Path) -> Result<Start, TrainError> {
     Ok(Start { run: take(path)?, checkpoint: None, messages: Vec::new() })
 }
@@ -60,7 +68,7 @@ fn continue_in(path: &Path, resolved: &Resolved) -> Result<Start, TrainError> {
     let mut messages = compare(&run, resolved)?;
     let newest = checkpoint::newest_valid(&run.checkpoints())?;
     let checkpoint = newest.map(|newest| {
-        messages.extend(newest.rejected.iter().map(|rejected| format!("checkpoint refused: {rejected}")));
+        messages.extend(newest.rejected.iter().map(|rejected| format!("checkpoint refused: {}", rejected.reason)));
         (newest.path, newest.state)
     });
     Ok(Start { run, checkpoint, messages })
@@ -103,10 +111,10 @@ fn continue_in_existing(path: &Path, resolved: &Resolved) -> Result<Start, Train
 /// The newest run of this name and exactly this configuration that has tokens left to train.
 fn unfinished(resolved: &Resolved) -> Result<Option<Start>, TrainError> {
     let run = &resolved.config.run;
-    let wanted = resolved.to_toml();
+    let wanted = config_text(resolved)?;
     for candidate in RunDirectory::candidates(&run.directory, &run.name) {
         if std::fs::read_to_string(candidate.config()).is_ok_and(|saved| saved == wanted) {
-            let Some(manifest) = checkpoint::newest_manifest(&candidate.checkpoints())? else { continue };
+            let Some(manifest) = checkpoint::newest_header(&candidate.checkpoints())? else { continue };
             if manifest.progress.tokens >= run.max_tokens.get() {
                 continue;
             }
@@ -124,7 +132,7 @@ fn compare(run: &RunDirectory, resolved: &Resolved) -> Result<Vec<String>, Train
     let path = run.config();
     let saved = crate::files::read_to_string(&path)?;
     let parse = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
-    let (saved, given) = (flatten(&parse(&saved)), flatten(&parse(&resolved.to_toml())));
+    let (saved, given) = (flatten(&parse(&saved)), flatten(&parse(&config_text(resolved)?)));
     let mut messages = Vec::new();
     for key in saved.keys().chain(given.keys().filter(|key| !saved.contains_key(*key))) {
         let show = |side: Option<&String>| side.cloned().unwrap_or_else(|| "not set".to_owned());

@@ -21,13 +21,13 @@ impl RunDirectory {
     /// When it cannot be made or written to.
     pub fn take(path: &Path) -> Result<Option<Self>, FileError> {
         let checkpoints = path.join("checkpoints");
-        fs::create_dir_all(&checkpoints).map_err(|error| FileError::new(path, "create", error))?;
+        fs::create_dir_all(&checkpoints).map_err(failed("create", path))?;
         let lock = path.join(".lock");
-        let file = File::create(&lock).map_err(|error| FileError::new(&lock, "create", error))?;
+        let file = File::create(&lock).map_err(failed("create", &lock))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(RunDirectory { path: path.to_owned(), lock: Some(Arc::new(file)) })),
             Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(FileError::new(&lock, "lock", error)),
+            Err(TryLockError::Error(error)) => Err(failed("lock", &lock)(error)),
         }
     }
 
@@ -40,12 +40,12 @@ impl RunDirectory {
         let first = base.join(format!("{name}-{time}"));
         let mut path = first.clone();
         for number in 2.. {
-            fs::create_dir_all(base).map_err(|error| FileError::new(base, "create", error))?;
+            fs::create_dir_all(base).map_err(failed("create", base))?;
             match fs::create_dir(&path) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                     path = base.join(format!("{name}-{time}-{number}"));
                 }
-                Err(error) => return Err(FileError::new(&path, "create", error)),
+                Err(error) => return Err(failed("create", &path)(error)),
                 Ok(()) => break,
             }
         }
@@ -105,4 +105,8 @@ impl RunDirectory {
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")
     }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> FileError {
+    move |source| FileError { path: path.to_owned(), what: what.to_owned(), source }
 }

@@ -66,27 +66,22 @@ struct Session {
 }
 
 impl Session {
-    fn start(mut setup: Setup, options: &Options) -> Result<Self, TrainError> {
-        let config = &setup.config;
-        let position = &setup.position;
+    fn start(setup: Setup, options: &Options) -> Result<Self, TrainError> {
+        let (config, position) = (&setup.config, &setup.position);
         let mut energy = EnergyAccount::open(
-            setup.monitor.take(),
-            &setup.run.ledger(),
+            &setup.run,
             config,
-            setup.config_hash.clone(),
-            position.step,
-            position.grams_co2e,
+            &setup.config_toml,
+            setup.monitor.source_label(),
+            setup.resumed_from.as_ref().map(|_| position.step),
         )?;
-        let priced = energy.close(WindowKind::Setup, position.step, 0, None)?;
-        for message in energy.messages() {
-            setup.say(&message);
-        }
+        let priced = energy.close(&setup.monitor, WindowKind::Setup, position.step, 0, None)?;
         setup.say(&format!(
             "energy from {}, set-up took {:.1} s",
             energy.source_label(),
             priced.window.duration.0
         ));
-        let metrics = JsonlWriter::append(&setup.run.metrics())?;
+        let metrics = JsonlWriter::open(&setup.run.metrics())?;
         let progress = Progress::start(
             position.tokens,
             config.run.max_tokens.get(),
@@ -154,8 +149,7 @@ impl Session {
         setup.position.after_step(&report, config.optimizer.batch_sequences as u64);
         let spent = begin.elapsed();
         let position = setup.position.clone();
-        let priced = self.energy.close(
-            WindowKind::Step,
+        let priced = self.energy.close(&self.setup.monitor, WindowKind::Step,
             position.step,
             step_tokens,
             Some(report.losses.cross_entropy),
@@ -167,6 +161,7 @@ impl Session {
             metrics.val_loss = self.evaluate()?;
         }
         self.metrics.write(&metrics)?;
+        self.metrics.flush()?;
         self.progress.step(&metrics);
         self.last_step = Some(metrics);
         self.guard(&report, first_sample)
@@ -197,19 +192,23 @@ impl Session {
     fn evaluate(&mut self) -> Result<Option<f64>, TrainError> {
         let Some(held_out) = &self.setup.held_out else { return Ok(None) };
         let config = &self.setup.config;
-        let limit = Some(config.eval.max_tokens.get()).filter(|&max| max > 0);
-        let batches = held_out.evaluation_batches(config.optimizer.micro_batch_sequences(), limit);
+        let micro_batch = config.optimizer.micro_batch_sequences();
+        let batch_tokens = (micro_batch * held_out.sequence_length()) as u64;
+        let num_batches = match config.eval.max_tokens.get() {
+            0 => usize::MAX,
+            max_tokens => max_tokens.div_ceil(batch_tokens) as usize,
+        };
+        let batches = held_out.evaluation_batches(micro_batch).take(num_batches);
         let evaluation = self.setup.learner.evaluate(batches)?;
-        self.energy.close(WindowKind::Evaluation, self.setup.position.step, 0, Some(evaluation.loss))?;
+        self.energy.close(&self.setup.monitor, WindowKind::Evaluation, self.setup.position.step, 0, Some(evaluation.loss))?;
         Ok(Some(evaluation.loss))
     }
 
     fn checkpoint(&mut self) -> Result<(), TrainError> {
         self.metrics.sync()?;
         self.setup.position.seconds = self.seconds();
-        self.setup.position.grams_co2e = self.energy.grams_total();
         self.last_checkpoint = snapshot::save(&self.setup)?;
-        self.energy.close(WindowKind::Checkpoint, self.setup.position.step, 0, None)?;
+        self.energy.close(&self.setup.monitor, WindowKind::Checkpoint, self.setup.position.step, 0, None)?;
         self.energy.flush()?;
         Ok(())
     }
@@ -261,12 +260,13 @@ impl Session {
     /// Closes the books whatever happened, and tells a person how it went.
     fn close(&mut self, result: &Result<Ended, TrainError>, options: &Options) -> Result<(), TrainError> {
         self.progress.finish();
-        let totals = self.energy.finish(result.as_ref().ok().copied())?;
+        let totals = self.energy.finish(&self.setup.monitor, result.as_ref().ok().copied())?;
         if let (Ok(ended), false) = (result, options.quiet) {
             let summary = Summary {
                 ended: *ended,
                 setup: &mut self.setup,
                 last_step: self.last_step.as_ref(),
+                energy: &self.energy,
                 totals: &totals,
             };
             summary.print()?;

@@ -26,8 +26,6 @@ pub struct Position {
     pub nonfinite_steps: u64,
     /// Seconds of training.
     pub seconds: f64,
-    /// Carbon so far.
-    pub grams_co2e: f64,
     /// Tokens per expert since the run began, per sparse layer.
     pub expert_tokens: Vec<Vec<u64>>,
 }
@@ -53,7 +51,6 @@ pub(super) fn save(setup: &Setup) -> Result<PathBuf, TrainError> {
     let position = &setup.position;
     let mut extra = serde_json::Map::new();
     extra.insert("seconds".into(), position.seconds.into());
-    extra.insert("grams_co2e".into(), position.grams_co2e.into());
     extra.insert("expert_tokens".into(), position.expert_tokens.clone().into());
     let state = State {
         tensors: tensors_of(&setup.learner),
@@ -97,15 +94,13 @@ fn bias_name(layer: usize) -> String {
 /// Puts a checkpoint's state into a learner of the same shape and returns the position.
 pub(super) fn restore(learner: &mut Learner, state: State, from: &Path) -> Result<Position, TrainError> {
     let progress = state.progress;
-    let number = |key: &str| state.extra.get(key).and_then(serde_json::Value::as_f64).unwrap_or(0.0);
     let expert_tokens = state.extra.get("expert_tokens").cloned().unwrap_or_default();
     let position = Position {
         step: progress.step,
         tokens: progress.tokens,
         next_sample: progress.next_sample,
         nonfinite_steps: progress.nonfinite_steps,
-        seconds: number("seconds"),
-        grams_co2e: number("grams_co2e"),
+        seconds: state.extra.get("seconds").and_then(serde_json::Value::as_f64).unwrap_or(0.0),
         expert_tokens: serde_json::from_value(expert_tokens).unwrap_or_default(),
     };
     learner.num_updates = progress.step - progress.nonfinite_steps;
