@@ -42,7 +42,7 @@ pub(super) fn is_byte_tokenizer(model: &tokenizers::Tokenizer) -> bool {
 
 /// The character that stands for a byte in byte-level vocabularies (GPT-2's `bytes_to_unicode`): itself where it is
 /// visible in Latin-1, else the next free one from U+0100.
-fn byte_char(byte: u8) -> char {
+pub(super) fn byte_char(byte: u8) -> char {
     let is_visible = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if is_visible(byte) {
         return char::from(byte);

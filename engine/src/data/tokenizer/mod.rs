@@ -1,6 +1,7 @@
 //! Text to token ids and back: byte-level BPE, plain bytes, or any tokenizer.json of the Hugging Face format.
 
 mod bytes;
+mod gpt2;
 mod sample;
 mod stream;
 
@@ -16,7 +17,7 @@ use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::PostProcessorWrapper;
-use tokenizers::{AddedToken, TokenizerBuilder};
+use tokenizers::{AddedToken, ModelWrapper, TokenizerBuilder};
 
 use super::config::{DataConfig, TokenizerConfig, TokenizerKind};
 use super::error::{Error, Result};
@@ -55,6 +56,8 @@ enum Kind {
         model: Box<tokenizers::Tokenizer>,
         /// Whether text may be cut before a line break and the parts encoded apart.
         divisible: bool,
+        /// Whether the quick way through ASCII text gives the same ids.
+        is_gpt2: bool,
     },
 }
 
@@ -136,14 +139,15 @@ impl Tokenizer {
 
     /// The ids of a text, without any boundary. Text that spells a special token is text: data cannot end a document.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let Kind::Model { model, divisible } = &self.kind else {
+        let Kind::Model { model, divisible, is_gpt2 } = &self.kind else {
             return Ok(text.bytes().map(u32::from).collect());
         };
+        let encode =
+            |piece: &&str| if *is_gpt2 { gpt2::encode(model, piece) } else { encode_whole(model, piece) };
         if !divisible || text.len() <= PIECE_BYTES {
-            return encode_piece(model, text);
+            return encode(&text);
         }
-        let pieces: Vec<Vec<u32>> =
-            pieces(text).par_iter().map(|piece| encode_piece(model, piece)).collect::<Result<_>>()?;
+        let pieces: Vec<Vec<u32>> = pieces(text).par_iter().map(encode).collect::<Result<_>>()?;
         Ok(pieces.concat())
     }
 
@@ -201,7 +205,15 @@ impl Tokenizer {
                 format!("no token for the end of a document, expected one of {KNOWN_BOUNDARY_TOKENS:?}");
             return Err(unusable(what, problem));
         };
-        // A file may ask to cut or pad every text, and may list its boundary as an ordinary token.
+        // A file may ask to cut or pad every text, to drop merges at random, and may list its boundary as an
+        // ordinary token.
+        if let ModelWrapper::BPE(bpe) = model.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            model.with_model(bpe);
+        }
         model.with_padding(None);
         model.with_truncation(None).map_err(|error| unusable(what, error.to_string()))?;
         model.add_special_tokens(&[AddedToken::from(*boundary, true)]);
@@ -215,13 +227,18 @@ impl Tokenizer {
         let Some(&boundary_id) = ids.get(*boundary) else {
             return Err(unusable(what, format!("the token {boundary} has no id")));
         };
-        let encode = |text: &str| encode_piece(&model, text);
+        let encode = |text: &str| encode_whole(&model, text);
         let divisible = encode("one two\n\n three")? == [encode("one two")?, encode("\n\n three")?].concat();
-        Ok(Tokenizer { kind: Kind::Model { model: Box::new(model), divisible }, boundary_id, vocab_size })
+        let is_gpt2 = gpt2::is_gpt2(&model);
+        Ok(Tokenizer {
+            kind: Kind::Model { model: Box::new(model), divisible, is_gpt2 },
+            boundary_id,
+            vocab_size,
+        })
     }
 }
 
-fn encode_piece(model: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+fn encode_whole(model: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
     Ok(guarded("encoding", || model.encode_fast(text, false))?.get_ids().to_vec())
 }
 
@@ -340,9 +357,9 @@ mod tests {
         let text = TEXTS.concat().repeat(80);
         assert!(text.len() > 2 * PIECE_BYTES && pieces(&text).len() > 2);
         assert_eq!(pieces(&text).concat(), text);
-        let Kind::Model { model, divisible } = &BPE.kind else { panic!("BPE is a model") };
+        let Kind::Model { model, divisible, .. } = &BPE.kind else { panic!("BPE is a model") };
         assert!(divisible);
-        assert_eq!(BPE.encode(&text).unwrap(), encode_piece(model, &text).unwrap());
+        assert_eq!(BPE.encode(&text).unwrap(), encode_whole(model, &text).unwrap());
     }
 
     #[test]
