@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::cli::exit;
+use crate::data::evaluation_batches;
 use crate::interop::LoadedModel;
 use crate::train::{evaluate, start_threads};
 
@@ -31,10 +32,10 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<u8> {
     start_threads(0)?;
     let mut model = LoadedModel::open(&arguments.model)?;
-    let (data, num_bytes) = model.dataset(&arguments.data)?;
-    let batches = data.evaluation_batches(usize::from(arguments.batch));
+    let stream = model.read(&arguments.data)?;
+    let batches = evaluation_batches(&stream, model.max_positions, usize::from(arguments.batch))?;
     let result = evaluate(&model.decoder, &mut model.store, &mut model.routing, batches)?;
-    let bits_per_byte = result.loss * result.num_tokens as f64 / num_bytes as f64 / std::f64::consts::LN_2;
+    let bits_per_byte = result.loss * result.num_tokens as f64 / stream.num_bytes() as f64 / std::f64::consts::LN_2;
     if arguments.json {
         println!(
             "{}",

@@ -6,7 +6,7 @@ mod bench;
 mod config;
 mod doctor;
 mod eval;
-mod exit;
+pub(crate) mod exit;
 mod generate;
 mod inspect;
 mod logits;

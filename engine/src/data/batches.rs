@@ -49,19 +49,6 @@ impl Dataset {
         Ok(Dataset { tokens, sequence_length, shuffle_seed: shuffle.then_some(seed) })
     }
 
-    /// Samples in the order of the text, of which the last may be partial: for evaluation only.
-    ///
-    /// Errors: fewer than two tokens, so that there is nothing to predict.
-    pub fn for_evaluation(tokens: Arc<TokenStream>, sequence_length: usize) -> Result<Self> {
-        if sequence_length == 0 || tokens.len() < 2 {
-            return Err(Error::NoData {
-                what: format!("the text to evaluate on has {} tokens, one of them to be predicted at least", tokens.len()),
-                remedy: "give more text",
-            });
-        }
-        Ok(Dataset { tokens, sequence_length, shuffle_seed: None })
-    }
-
     /// Tokens in a sample.
     pub fn sequence_length(&self) -> usize {
         self.sequence_length

@@ -85,6 +85,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// The exit code of a program that stops because of this: 65 bad data, 74 input/output, 77 not permitted.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 77,
+            Error::Io { .. } => 74,
+            _ => 65,
+        }
+    }
+
     /// A failed read of `path`.
     pub(crate) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| Error::Io { action: "read", path: path.to_owned(), source }

@@ -1,14 +1,13 @@
 //! A trained model read back for evaluation, generation and logits.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use wattle_kernels::DType;
 
 use crate::checkpoint::{self, CheckpointError, State};
 use crate::config::Config;
 use crate::data::source::Documents;
-use crate::data::{Dataset, TokenStream, Tokenizer};
+use crate::data::{TokenStream, Tokenizer};
 use crate::model::{Decoder, ParameterStore, RoutingState};
 use crate::train::{RunDirectory, TrainError, restore_model};
 
@@ -54,15 +53,29 @@ impl LoadedModel {
         Ok(LoadedModel { decoder, store, routing, tokenizer, max_positions, config })
     }
 
-    /// Text as samples for evaluation, in its own order.
+    /// The tokens of a text.
     ///
     /// # Errors
     /// Text that is missing, empty or no text.
-    pub fn dataset(&self, entries: &[String]) -> Result<(Dataset, u64), TrainError> {
+    pub fn read(&self, entries: &[String]) -> Result<TokenStream, TrainError> {
         let documents = Documents::open("--data", entries, &self.config.data.text_field, None)?;
-        let (stream, _) = TokenStream::encode(documents, &self.tokenizer)?;
-        let num_bytes = stream.num_bytes();
-        Ok((Dataset::for_evaluation(Arc::new(stream), self.max_positions)?, num_bytes))
+        Ok(TokenStream::encode(documents, &self.tokenizer)?.0)
+    }
+
+    /// Refuses more tokens than the model was trained to see at once.
+    ///
+    /// # Errors
+    /// [`wattle_kernels::Error::Value`] with both numbers.
+    pub fn check_length(&self, num_tokens: usize) -> Result<(), TrainError> {
+        if num_tokens <= self.max_positions {
+            return Ok(());
+        }
+        Err(wattle_router::Error::Value {
+            what: "the number of token ids",
+            got: num_tokens.to_string(),
+            expected: format!("at most {}, the model's sequence length", self.max_positions),
+        }
+        .into())
     }
 
     /// The ids of a prompt, led by the boundary token as every document in training was.

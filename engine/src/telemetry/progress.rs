@@ -23,8 +23,8 @@ pub struct Progress {
 struct Shown {
     loss: f64,
     tokens_per_second: f64,
-    watts: f64,
-    joules_per_token: f64,
+    watts: Option<f64>,
+    joules_per_token: Option<f64>,
 }
 
 impl Progress {
@@ -82,11 +82,11 @@ impl Progress {
         let eta = self.started.elapsed().as_secs_f64() * left as f64 / done.max(1) as f64;
         let held_out = metrics.val_loss.map_or(String::new(), |loss| format!("  held-out {loss:.3}"));
         format!(
-            "loss {:.3}  {} tokens/s  {:.1} W  {:.4} J/token  {}  ETA {}{held_out}",
+            "loss {:.3}  {} tokens/s  {}  {}  {}  ETA {}{held_out}",
             shown.loss,
             format::count(shown.tokens_per_second as u64),
-            shown.watts,
-            shown.joules_per_token,
+            shown.watts.map_or("? W".to_owned(), |watts| format!("{watts:.1} W")),
+            shown.joules_per_token.map_or("? J/token".to_owned(), |joules| format!("{joules:.4} J/token")),
             format::grams_co2e(metrics.grams_co2e_total),
             format::duration(Duration::from_secs_f64(eta)),
         )
@@ -101,11 +101,15 @@ impl Progress {
         };
         let before = self.shown.unwrap_or(now);
         let mix = |before: f64, now: f64| if now.is_finite() { 0.8 * before + 0.2 * now } else { before };
+        let mix_known = |before: Option<f64>, now: Option<f64>| match (before, now) {
+            (Some(before), Some(now)) => Some(mix(before, now)),
+            (before, now) => now.or(before),
+        };
         let shown = Shown {
             loss: mix(before.loss, now.loss),
             tokens_per_second: mix(before.tokens_per_second, now.tokens_per_second),
-            watts: mix(before.watts, now.watts),
-            joules_per_token: mix(before.joules_per_token, now.joules_per_token),
+            watts: mix_known(before.watts, now.watts),
+            joules_per_token: mix_known(before.joules_per_token, now.joules_per_token),
         };
         self.shown = Some(shown);
         shown

@@ -21,9 +21,9 @@ pub enum TrainError {
     /// The energy monitor or ledger failed.
     #[error(transparent)]
     Energy(#[from] wattle_energy::Error),
-    /// An operation failed.
+    /// An operation of the model failed.
     #[error(transparent)]
-    Kernel(#[from] wattle_kernels::Error),
+    Model(#[from] wattle_router::Error),
     /// The system refused threads or signal handlers.
     #[error("cannot {action}: {source}")]
     System {
@@ -88,7 +88,7 @@ impl TrainError {
             TrainError::Checkpoint(error) => Some(error.exit_code()),
             TrainError::File(error) => Some(error.exit_code()),
             TrainError::Energy(_) | TrainError::System { .. } => Some(exit::INPUT_OUTPUT),
-            TrainError::Kernel(_) => Some(exit::INTERNAL),
+            TrainError::Model(_) => Some(exit::INTERNAL),
         }
     }
 }

@@ -8,6 +8,7 @@ use wattle_energy::WindowKind;
 
 use crate::autograd::Phase;
 use crate::config::Resolved;
+use crate::data::evaluation_batches;
 use crate::files::JsonlWriter;
 use crate::telemetry::{EnergyAccount, Priced, Progress, StepMetrics};
 use crate::train::setup::Setup;
@@ -193,12 +194,13 @@ impl Session {
         let Some(held_out) = &self.setup.held_out else { return Ok(None) };
         let config = &self.setup.config;
         let micro_batch = config.optimizer.micro_batch_sequences();
-        let batch_tokens = (micro_batch * held_out.sequence_length()) as u64;
+        let sequence_length = config.data.sequence_length;
+        let batch_tokens = (micro_batch * sequence_length) as u64;
         let num_batches = match config.eval.max_tokens.get() {
             0 => usize::MAX,
             max_tokens => max_tokens.div_ceil(batch_tokens) as usize,
         };
-        let batches = held_out.evaluation_batches(micro_batch).take(num_batches);
+        let batches = evaluation_batches(held_out, sequence_length, micro_batch)?.take(num_batches);
         let evaluation = self.setup.learner.evaluate(batches)?;
         self.energy.close(&self.setup.monitor, WindowKind::Evaluation, self.setup.position.step, 0, Some(evaluation.loss))?;
         Ok(Some(evaluation.loss))

@@ -7,7 +7,7 @@ use wattle_energy::EnergyMonitor;
 use wattle_kernels::DType;
 
 use crate::config::{ComputePrecision, Config, Resolved};
-use crate::data::{CorpusSummary, Dataset, TokenCorpus, Tokenizer};
+use crate::data::{CorpusSummary, Dataset, TokenCorpus, TokenStream, Tokenizer};
 use crate::files;
 use crate::telemetry::format;
 use crate::train::resume::{self, Start};
@@ -24,7 +24,7 @@ pub(super) struct Setup {
     pub(super) tokenizer: Tokenizer,
     pub(super) data: Dataset,
     /// None when nothing is held out.
-    pub(super) held_out: Option<Dataset>,
+    pub(super) held_out: Option<TokenStream>,
     pub(super) position: Position,
     /// The checkpoint the run goes on from.
     pub(super) resumed_from: Option<PathBuf>,
@@ -66,7 +66,7 @@ impl Setup {
             Dataset::new(Arc::new(corpus.train), sequence_length, config.data.shuffle, config.run.seed)?;
         let held_out = match corpus.held_out.len() {
             0 | 1 => None,
-            _ => Some(Dataset::for_evaluation(Arc::new(corpus.held_out), sequence_length)?),
+            _ => Some(corpus.held_out),
         };
 
         let compute = match config.precision.compute {
