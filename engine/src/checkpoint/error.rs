@@ -14,7 +14,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     Io(#[from] FileError),
     /// Bytes are not what was written, or a file breaks its format.
-    #[error("{} is damaged{}: {what}", path.display(), tensor.as_ref().map(|t| format!(" in tensor {t}")).unwrap_or_default())]
+    #[error("{} is damaged{}: {what}; restore it from a copy or use another", path.display(), in_tensor(tensor))]
     Corrupt {
         /// The file, or the directory when no single file is to blame.
         path: PathBuf,
@@ -55,4 +55,8 @@ impl CheckpointError {
             CheckpointError::Tensor(_) => 70,
         }
     }
+}
+
+fn in_tensor(tensor: &Option<String>) -> String {
+    tensor.as_ref().map(|tensor| format!(" in tensor {tensor}")).unwrap_or_default()
 }

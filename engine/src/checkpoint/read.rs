@@ -107,8 +107,12 @@ pub fn newest_valid(checkpoints_dir: &Path) -> Result<Option<Newest>> {
     if rejected.is_empty() {
         return Ok(None);
     }
-    let reasons: Vec<String> = rejected.iter().map(|rejected| rejected.reason.to_string()).collect();
-    Err(corrupt(checkpoints_dir, None, format!("none of its checkpoints is valid: {}", reasons.join("; "))))
+    let reason = |rejected: &Rejected| match &rejected.reason {
+        CheckpointError::Corrupt { path, what, .. } => format!("{}: {what}", path.display()),
+        reason => reason.to_string(),
+    };
+    let reasons: Vec<String> = rejected.iter().map(reason).collect();
+    Err(corrupt(checkpoints_dir, None, format!("none of its checkpoints is valid ({})", reasons.join(", "))))
 }
 
 /// True when the bytes are lost for good, so that an older checkpoint is the best there is.

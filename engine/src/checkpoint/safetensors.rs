@@ -137,7 +137,7 @@ fn for_each_piece(tensor: &Tensor, take: impl FnMut(&[u8]) -> Result<()>) -> Res
 
 fn encode<T: Copy, const N: usize>(
     values: &[T],
-    to_bytes: fn(T) -> [u8; N],
+    to_bytes: impl Fn(T) -> [u8; N],
     mut take: impl FnMut(&[u8]) -> Result<()>,
 ) -> Result<()> {
     let mut buffer = vec![0; CHUNK_BYTES.min(values.len() * N)];
@@ -164,7 +164,7 @@ fn fill(tensor: &mut Tensor, give: impl FnMut(&mut [u8]) -> Result<()>) -> Resul
 
 fn decode<T: Element, const N: usize>(
     tensor: &mut Tensor,
-    from_bytes: fn([u8; N]) -> T,
+    from_bytes: impl Fn([u8; N]) -> T,
     mut give: impl FnMut(&mut [u8]) -> Result<()>,
 ) -> Result<()> {
     let values = tensor.data_mut::<T>()?;
