@@ -24,7 +24,6 @@
 pub mod carbon;
 mod clock;
 mod config;
-mod curve;
 mod error;
 mod ledger;
 pub mod meter;
@@ -37,7 +36,7 @@ pub use carbon::{Basis, GridIntensity};
 pub use clock::{Clock, ClockHand};
 pub use config::{CarbonConfig, EnergyConfig, MeterChoice, Problem};
 pub use error::{Error, Result};
-pub use ledger::{Ledger, RunInfo, RunStatus, WindowTags};
+pub use ledger::{FILE_NAME as LEDGER_FILE_NAME, Ledger, RunInfo, RunStatus, WindowTags};
 pub use meter::detect::{Finding, detect, probe};
 pub use meter::{Meter, MeterError, MeterErrorKind, Provenance};
 pub use monitor::{EnergyMonitor, EnergyMonitorBuilder};

@@ -19,7 +19,8 @@ use std::thread::JoinHandle;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
-pub(crate) use store::{FILE_NAME, open_for_reading, read_failure};
+pub use store::FILE_NAME;
+pub(crate) use store::{open_for_reading, read_failure};
 
 use crate::carbon::GridIntensity;
 use crate::error::{Error, Result};
@@ -221,7 +222,8 @@ fn begin_segment(connection: &mut Connection, run: &RunInfo) -> rusqlite::Result
     let now = Timestamp::now().to_string();
     let transaction = connection.transaction()?;
     for table in ["segment", "run"] {
-        transaction.execute(&format!("UPDATE {table} SET status = 'crashed' WHERE status = 'running'"), [])?;
+        transaction
+            .execute(&format!("UPDATE {table} SET status = 'crashed' WHERE status = 'running'"), [])?;
     }
     let known: Option<i64> = transaction
         .query_row("SELECT id FROM run WHERE run_id = ?1", [&run.run_id], |row| row.get(0))

@@ -8,7 +8,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use crate::error::{Error, Result};
 
 /// The ledger's name in a run directory.
-pub(crate) const FILE_NAME: &str = "ledger.sqlite";
+pub const FILE_NAME: &str = "ledger.sqlite";
 
 /// Marks the file as a ledger: "WTLE".
 const APPLICATION_ID: i32 = 0x5754_4c45;
@@ -83,10 +83,7 @@ fn check_identity(connection: &Connection, path: &Path) -> Result<()> {
             format!("it has schema version {version}, this program knows {VERSION}"),
             "use the version of the program that wrote it, or a newer one",
         ),
-        _ => (
-            "it is a database of another program".into(),
-            "move it away, or choose another run directory",
-        ),
+        _ => ("it is a database of another program".into(), "move it away, or choose another run directory"),
     };
     Err(Error::Ledger { path: path.to_owned(), action: "open", reason, remedy })
 }

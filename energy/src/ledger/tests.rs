@@ -49,8 +49,14 @@ fn windows_of_a_finished_run_are_on_disk_with_their_domains_and_grams() {
     ledger.finish(RunStatus::Completed).unwrap();
 
     assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window"), 3_600_000_000_000);
-    assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window_energy WHERE source = 'modelled'"), 3_600_000_000_000);
-    assert_eq!(ask(&path, "SELECT count(*) FROM segment WHERE status = 'completed' AND ended_at NOT NULL"), 1);
+    assert_eq!(
+        ask(&path, "SELECT sum(microjoules) FROM window_energy WHERE source = 'modelled'"),
+        3_600_000_000_000
+    );
+    assert_eq!(
+        ask(&path, "SELECT count(*) FROM segment WHERE status = 'completed' AND ended_at NOT NULL"),
+        1
+    );
     assert_eq!(ask(&path, "SELECT count(*) FROM run WHERE status = 'completed'"), 1);
 }
 

@@ -18,7 +18,12 @@ fn info(name: &str, resumed_from_step: Option<u64>) -> RunInfo {
 }
 
 fn part(domain: &str, sensor: &'static str, provenance: Provenance, joules: u64) -> DomainEnergy {
-    DomainEnergy { domain: Arc::from(domain), sensor, provenance, microjoules: MicroJoules(joules * 1_000_000) }
+    DomainEnergy {
+        domain: Arc::from(domain),
+        sensor,
+        provenance,
+        microjoules: MicroJoules(joules * 1_000_000),
+    }
 }
 
 /// A window of 2 s: 300 J measured on a GPU and 100 J modelled on the processor.
@@ -111,8 +116,8 @@ fn the_text_says_what_was_spent_on_what_and_how_it_is_known() {
         "Intensity     41 g/kWh in FRA 2025, lifecycle average, PUE 1.2\n",
         "  source      Ember; Energy Institute; Our World in Data, CC BY 4.0\n",
         "    step                 5 x     10.00 s    2.00 kJ   71.4 %  ██████████████▎\n",
-        "    gpu-0         measured_counter (nvml)    2.10 kJ   75.0 %  ███████████████\n",
-        "    cpu                  modelled (model)      700 J   25.0 %  █████\n",
+        "    gpu-0            measured_counter (nvml)    2.10 kJ   75.0 %  ███████████████\n",
+        "    cpu                     modelled (model)      700 J   25.0 %  █████\n",
     ] {
         assert!(text.contains(expect), "{expect:?} is not in\n{text}");
     }

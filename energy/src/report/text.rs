@@ -105,7 +105,7 @@ fn write_parts(out: &mut String, account: &Account) {
         let how = format!("{} ({})", domain.source, domain.sensor);
         let energy = domain.energy.joules();
         let bar = bar(part);
-        let _ = writeln!(out, "    {:<14}{how:>22}{energy:>11}{part:>7.1} %  {bar}", domain.domain);
+        let _ = writeln!(out, "    {:<14}{how:>26}{energy:>11}{part:>7.1} %  {bar}", domain.domain);
     }
 }
 
@@ -116,9 +116,10 @@ fn write_comparison(out: &mut String, report: &Report) {
         "{:<28}{:>12}{:>10}{:>11}{:>14}{:>10}{:>12}{:>10}",
         "Run", "status", "steps", "energy", "J per token", "measured", "CO2e", "loss"
     );
-    let rows = report.runs.iter().map(|run| {
-        (run.run_id.as_str(), run.status.as_str(), &run.account, run.final_loss)
-    });
+    let rows = report
+        .runs
+        .iter()
+        .map(|run| (run.run_id.as_str(), run.status.as_str(), &run.account, run.final_loss));
     for (name, status, account, loss) in rows.chain([("Total", "", &total, None)]) {
         let per_token = account.joules_per_token().map_or("-".into(), |joules| format!("{joules:.4}"));
         let loss = loss.map_or("-".into(), |loss| format!("{loss:.4}"));
@@ -141,12 +142,11 @@ fn share(part: MicroJoules, whole: MicroJoules) -> f64 {
 }
 
 fn bar(percent: f64) -> String {
-    const EIGHTHS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
+    const EIGHTHS: [Option<char>; 8] =
+        [None, Some('▏'), Some('▎'), Some('▍'), Some('▌'), Some('▋'), Some('▊'), Some('▉')];
     let eighths = (percent / 100.0 * (BAR_CELLS * 8) as f64).round() as usize;
     let mut bar = "█".repeat(eighths / 8);
-    if eighths % 8 > 0 {
-        bar.push(EIGHTHS[eighths % 8]);
-    }
+    bar.extend(EIGHTHS[eighths % 8]);
     bar
 }
 
