@@ -1,9 +1,10 @@
 //! Samples of a token stream, each found by its index alone.
 //!
-//! Sample `n` of an epoch is the window of `sequence_length + 1` tokens at `n * sequence_length`: its last target is
-//! the first id of the next one, so that every token but the stream's first is a target once. The order of an epoch
-//! is a permutation that is computed, not stored: a Feistel network over the next power of four, walked until it
-//! falls inside (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
+//! Sample `n` of an epoch is the window of `sequence_length + 1` tokens at `n * sequence_length`: its last
+//! target is the first id of the next one, so that every token but the stream's first is a target once. The
+//! order of an epoch is a permutation that is computed, not stored: a Feistel network over the next power of
+//! four, walked until it falls inside (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA
+//! 2002).
 
 use std::sync::Arc;
 
@@ -79,8 +80,9 @@ impl Dataset {
     }
 }
 
-/// The batches of an evaluation: every token of the stream but its first is a target exactly once, in the order of
-/// the text, in batches of at most `batch_size` samples; the last sample is filled up with ignored targets.
+/// The batches of an evaluation: every token of the stream but its first is a target exactly once, in the
+/// order of the text, in batches of at most `batch_size` samples; the last sample is filled up with ignored
+/// targets.
 ///
 /// Errors: there is nothing to predict.
 pub fn evaluation_batches(
@@ -178,7 +180,9 @@ mod tests {
         }
 
         #[test]
-        fn a_batch_depends_on_its_indices_alone(first in 0u64..200, sizes in prop::collection::vec(1usize..7, 1..5)) {
+        fn a_batch_depends_on_its_indices_alone(
+            first in 0u64..200, sizes in prop::collection::vec(1usize..7, 1..5),
+        ) {
             let data = dataset(321, 10, true);
             let whole = data.batch(first, sizes.iter().sum());
             let mut next = first;

@@ -1,8 +1,8 @@
 //! A quick way through byte-level BPE for ASCII lines, which most lines of code and English are.
 //!
-//! The library tracks the origin of every character through a general pattern matcher. Where the pre-tokenizer is
-//! GPT-2's and a line is ASCII, its pattern is a short scan, and a word seen before has its ids at hand. Other
-//! lines go to the library; the ids are the same either way.
+//! The library tracks the origin of every character through a general pattern matcher. Where the
+//! pre-tokenizer is GPT-2's and a line is ASCII, its pattern is a short scan, and a word seen before has its
+//! ids at hand. Other lines go to the library; the ids are the same either way.
 
 use std::collections::HashMap;
 

@@ -62,7 +62,8 @@ enum Kind {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a configuration; `seed` chooses the held-out documents, which BPE does not learn from.
+    /// The tokenizer of a configuration; `seed` chooses the held-out documents, which BPE does not learn
+    /// from.
     pub fn from_config(config: &TokenizerConfig, data: &DataConfig, seed: u64) -> Result<Self> {
         match (config.kind, &config.path) {
             (TokenizerKind::Byte, _) => Ok(Tokenizer::byte()),
@@ -84,13 +85,14 @@ impl Tokenizer {
         Tokenizer { kind: Kind::Bytes, boundary_id: 256, vocab_size: 257 }
     }
 
-    /// Learns byte-level BPE. The vocabulary has at most `vocab_size` ids: fewer if the texts hold fewer pairs.
+    /// Learns byte-level BPE. The vocabulary has at most `vocab_size` ids: fewer if the texts hold fewer
+    /// pairs.
     pub fn train_bpe(texts: &[String], vocab_size: usize) -> Result<Self> {
         if !(SMALLEST_BPE_VOCABULARY..=MAX_VOCABULARY).contains(&vocab_size) {
             return Err(Error::Tokenizer {
                 what: format!("tokenizer.vocab_size = {vocab_size}"),
                 problem: format!("expected {SMALLEST_BPE_VOCABULARY} to {MAX_VOCABULARY} for byte-level BPE"),
-                remedy: "256 ids are the bytes and one ends a document; choose a larger size, or kind = \"byte\"",
+                remedy: "256 ids are the bytes and one ends a document; choose another size, or kind = \"byte\"",
             });
         }
         let untrainable = |error: tokenizers::Error| Error::Tokenizer {
@@ -137,7 +139,8 @@ impl Tokenizer {
         Tokenizer::from_model(model, &what)
     }
 
-    /// The ids of a text, without any boundary. Text that spells a special token is text: data cannot end a document.
+    /// The ids of a text, without any boundary. Text that spells a special token is text: data cannot end a
+    /// document.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let Kind::Model { model, divisible, is_gpt2 } = &self.kind else {
             return Ok(text.bytes().map(u32::from).collect());
@@ -258,7 +261,8 @@ fn pieces(mut text: &str) -> Vec<&str> {
     pieces
 }
 
-/// Calls the tokenizer library, which may panic on a file that is made to harm, and turns either failure into an error.
+/// Calls the tokenizer library, which may panic on a file that is made to harm, and turns either failure into
+/// an error.
 fn guarded<T>(what: &str, body: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(value)) => Ok(value),
