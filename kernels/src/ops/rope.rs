@@ -45,7 +45,7 @@ impl RopeTable {
         let refuse = |what, got: String, expected: &str| {
             Err(Error::Value { op: "rope_table", what, got, expected: expected.to_owned() })
         };
-        if rotary_dim % 2 != 0 {
+        if !rotary_dim.is_multiple_of(2) {
             return refuse("rotary_dim", rotary_dim.to_string(), "an even number");
         }
         if !(theta > 0.0 && theta.is_finite()) {
