@@ -1,6 +1,7 @@
 //! The energy account of a run: closes windows, prices them, and enters each into the ledger once.
 
 use wattle_energy::ledger::{Ledger, RunInfo, RunStatus, WindowTags};
+use wattle_energy::report::{Overrides, Report};
 use wattle_energy::{EnergyMonitor, EnergyTotals, Result, WindowEnergy, WindowKind};
 
 use crate::config::Config;
@@ -52,8 +53,11 @@ impl EnergyAccount {
             intensity,
             pue: config.carbon.pue,
         };
+        let grams_total = match run.ledger().exists() {
+            true => Report::from_ledger(&run.ledger(), &Overrides::default())?.total().grams.0,
+            false => 0.0,
+        };
         let ledger = Ledger::open(&run.ledger(), &info)?;
-        let grams_total = ledger.grams_before();
         Ok(EnergyAccount {
             ledger: Some(ledger),
             grams_total,

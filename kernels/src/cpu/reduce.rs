@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::tensor::Tensor;
 
 /// Independent partial sums of one loop: enough to fill two AVX-512 registers of f32, or four of f64.
-const LANES: usize = 32;
+pub(crate) const LANES: usize = 32;
 
 pub(crate) fn sum(x: &Tensor) -> Result<f64> {
     map_sum(x, |x| x)
