@@ -1,7 +1,8 @@
-//! Monotonic time, real or turned by hand.
+//! Monotonic time, real or turned by hand, and CPU time.
 //!
 //! Wall time jumps (NTP, daylight saving); windows and counters are timed on this clock only.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -46,5 +47,24 @@ impl ClockHand {
     pub fn advance(&self, by: Duration) {
         let nanos = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
         self.0.fetch_add(nanos, Ordering::AcqRel);
+    }
+}
+
+/// CPU time, user and system, that this process has used.
+pub(crate) fn process_cpu_time() -> io::Result<Duration> {
+    cpu_time(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// CPU time of the calling thread, for the account of our own cost; zero where the system does not tell.
+pub(crate) fn thread_cpu_time() -> Duration {
+    cpu_time(libc::CLOCK_THREAD_CPUTIME_ID).unwrap_or_default()
+}
+
+fn cpu_time(clock: libc::clockid_t) -> io::Result<Duration> {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for one timespec, and the call keeps no pointer to it.
+    match unsafe { libc::clock_gettime(clock, &mut time) } {
+        0 => Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32)),
+        _ => Err(io::Error::last_os_error()),
     }
 }

@@ -24,10 +24,11 @@
 pub mod carbon;
 mod clock;
 mod config;
-mod curve;
 mod error;
+mod ledger;
 pub mod meter;
 mod monitor;
+pub mod report;
 pub mod units;
 mod window;
 
@@ -35,8 +36,10 @@ pub use carbon::{Basis, GridIntensity};
 pub use clock::{Clock, ClockHand};
 pub use config::{CarbonConfig, EnergyConfig, MeterChoice, Problem};
 pub use error::{Error, Result};
+pub use ledger::{FILE_NAME as LEDGER_FILE_NAME, Ledger, RunInfo, RunStatus, WindowTags};
 pub use meter::detect::{Finding, detect, probe};
 pub use meter::{Meter, MeterError, MeterErrorKind, Provenance};
 pub use monitor::{EnergyMonitor, EnergyMonitorBuilder};
+pub use report::{Overrides, Report};
 pub use units::{Grams, GramsPerKilowattHour, Joules, MicroJoules, Seconds, Watts};
 pub use window::{DomainEnergy, DomainTotal, EnergyTotals, Overhead, WindowEnergy, WindowKind};

@@ -145,8 +145,8 @@ pub struct DomainTotal {
 pub struct Overhead {
     /// CPU time of the sampler thread.
     pub sampler_cpu: Duration,
-    /// Time spent closing windows, on the caller's thread.
-    pub closing: Duration,
+    /// CPU time spent closing windows, on the caller's thread.
+    pub closing_cpu: Duration,
 }
 
 impl WindowEnergy {
@@ -178,9 +178,9 @@ impl EnergyTotals {
         WindowEnergy::new(self.windows, WindowKind::Unattributed, self.tail, None, true, parts.collect())
     }
 
-    /// Time spent measuring over time measured, 0 to 1.
+    /// CPU time spent measuring over time measured, 0 to 1.
     pub fn overhead_share(&self) -> f64 {
-        let spent = (self.overhead.sampler_cpu + self.overhead.closing).as_secs_f64();
+        let spent = (self.overhead.sampler_cpu + self.overhead.closing_cpu).as_secs_f64();
         if self.duration.0 > 0.0 { spent / self.duration.0 } else { 0.0 }
     }
 }

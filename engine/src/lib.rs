@@ -5,6 +5,8 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod files;
+pub mod interop;
 pub mod model;
 pub mod optim;
 pub mod telemetry;

@@ -1,2 +1,5 @@
 //! The `wattle` binary.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    wattle_engine::cli::main()
+}

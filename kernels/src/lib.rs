@@ -11,6 +11,7 @@ pub mod device;
 pub mod dtype;
 pub mod error;
 pub mod ops;
+pub mod peak;
 pub mod pool;
 pub mod reference;
 pub mod rng;
@@ -18,6 +19,7 @@ pub mod tensor;
 #[cfg(test)]
 mod testing;
 
+pub use cpu::gemm::bf16_is_fast;
 pub use cpu::simd::{SimdLevel, simd_level};
 pub use device::Device;
 pub use dtype::{DType, Element, bf16};

@@ -84,8 +84,8 @@ impl Buffer {
         let layout = Layout::from_size_align(capacity, ALIGNMENT)
             .map_err(|_| Error::OutOfMemory { bytes, live_bytes })?;
         // SAFETY: `capacity` is at least one page, so the layout is not zero-sized.
-        let ptr = NonNull::new(unsafe { alloc_zeroed(layout) })
-            .ok_or(Error::OutOfMemory { bytes, live_bytes })?;
+        let ptr =
+            NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(Error::OutOfMemory { bytes, live_bytes })?;
         pool.count_live(capacity);
         Ok(Buffer { ptr, capacity, zeroed: true })
     }

@@ -139,6 +139,23 @@ impl Tensor {
         Ok(Tensor { dims, rank, ..self.clone() })
     }
 
+    /// The leading elements under `shape`, which may hold fewer than this tensor; shares the memory.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] when `shape` holds more elements.
+    pub fn leading(&self, shape: &[usize]) -> Result<Self> {
+        if shape.iter().product::<usize>() > self.num_elements() {
+            return Err(Error::Shape {
+                op: "leading",
+                what: "tensor",
+                got: self.shape().to_vec(),
+                expected: format!("at least the number of elements of {shape:?}"),
+            });
+        }
+        let (dims, rank) = pack_shape(shape)?;
+        Ok(Tensor { dims, rank, ..self.clone() })
+    }
+
     /// Sets every byte to zero.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! Routing of a sparse mixture-of-experts layer: scores, expert selection, balance, and the way of each token to its
 //! experts and back.
 //!
-//! [`route`] turns router logits into weights, a [`RoutingPlan`] and the balance losses; [`experts`] runs the experts
+//! [`route()`] turns router logits into weights, a [`RoutingPlan`] and the balance losses; [`experts`] runs the experts
 //! over the plan; [`LoadAccumulator`] counts over an optimizer step what [`update_bias`] and [`RoutingStats`] need.
 //!
 //! Shape suffixes in names: `t` tokens, `d` model, `f` hidden of an expert, `e` experts, `k` chosen experts, `r` routed
@@ -47,7 +47,7 @@ pub mod load;
 pub mod plan;
 #[cfg(test)]
 mod reference;
-pub mod route;
+mod route;
 pub mod stats;
 #[cfg(test)]
 mod testing;

@@ -72,7 +72,7 @@ pub(crate) fn experts(
     (d, f): (usize, usize),
 ) -> Vec<f64> {
     let num_tokens = x_td.len() / d;
-    let k = if num_tokens == 0 { 0 } else { indices_tk.len() / num_tokens };
+    let k = indices_tk.len().checked_div(num_tokens).unwrap_or(0);
     let mut y_td = vec![0.0; num_tokens * d];
     for t in 0..num_tokens {
         let x = &x_td[t * d..][..d];

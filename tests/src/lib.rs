@@ -1,1 +1,4 @@
-//! placeholder
+//! What the whole-program tests share: an f64 decoder as oracle, and the binary at work in a temporary directory.
+
+pub mod program;
+pub mod reference_decoder;

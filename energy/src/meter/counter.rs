@@ -27,7 +27,7 @@ impl CounterTracker {
 
     /// Takes the raw value read at `now` and tells what happened since the reading before.
     pub fn advance(&mut self, now: Duration, raw: u64) -> Option<(CounterEvent, Duration)> {
-        let Some((then, previous)) = self.last.replace((now, raw)) else { return None };
+        let (then, previous) = self.last.replace((now, raw))?;
         let span = now.saturating_sub(then);
         let (rise, event) = match raw.checked_sub(previous) {
             Some(rise) if self.could_draw(rise, span) => (rise, self.missed_wraps(span)),

@@ -88,6 +88,11 @@ impl Provenance {
         }
     }
 
+    /// The provenance of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|provenance| provenance.as_str() == name)
+    }
+
     /// True when the joules were read from hardware, at the window or around it.
     pub fn is_measured(self) -> bool {
         matches!(

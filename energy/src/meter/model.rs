@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use super::{Domain, Meter, MeterError, MeterErrorKind, Provenance, Reading, tdp};
+use crate::clock::process_cpu_time;
 use crate::units::{MicroJoules, Seconds, Watts};
 
 /// Longest CPU time, of each CPU, by which the kernel's accounts may lag: other threads are charged at the tick.
@@ -180,15 +181,6 @@ fn dimm_watts(gigabytes: f64) -> Watts {
         })
         .sum();
     Watts(watts.max(10.0))
-}
-
-fn process_cpu_time() -> std::io::Result<Duration> {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is a valid place for one timespec, and the call keeps no pointer to it.
-    match unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) } {
-        0 => Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32)),
-        _ => Err(std::io::Error::last_os_error()),
-    }
 }
 
 fn system_value(name: libc::c_int) -> Option<u64> {

@@ -1,13 +1,15 @@
 //! Samples of a token stream, each found by its index alone.
 //!
-//! Sample `n` of an epoch is the window of `sequence_length + 1` tokens at `n * sequence_length`: its last target is
-//! the first id of the next one, so that every token but the stream's first is a target once. The order of an epoch
-//! is a permutation that is computed, not stored: a Feistel network over the next power of four, walked until it
-//! falls inside (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
+//! Sample `n` of an epoch is the window of `sequence_length + 1` tokens at `n * sequence_length`: its last
+//! target is the first id of the next one, so that every token but the stream's first is a target once. The
+//! order of an epoch is a permutation that is computed, not stored: a Feistel network over the next power of
+//! four, walked until it falls inside (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA
+//! 2002).
 
 use std::sync::Arc;
 
 use wattle_kernels::rng::{Philox, Purpose};
+use wattle_kernels::{Result as KernelResult, Tensor};
 
 use super::corpus::TokenStream;
 use super::error::{Error, Result};
@@ -48,6 +50,11 @@ impl Dataset {
         Ok(Dataset { tokens, sequence_length, shuffle_seed: shuffle.then_some(seed) })
     }
 
+    /// Tokens in a sample.
+    pub fn sequence_length(&self) -> usize {
+        self.sequence_length
+    }
+
     /// Whole samples in one epoch.
     pub fn num_samples(&self) -> u64 {
         ((self.tokens.len() - 1) / self.sequence_length) as u64
@@ -73,8 +80,9 @@ impl Dataset {
     }
 }
 
-/// The batches of an evaluation: every token of the stream but its first is a target exactly once, in the order of
-/// the text, in batches of at most `batch_size` samples; the last sample is filled up with ignored targets.
+/// The batches of an evaluation: every token of the stream but its first is a target exactly once, in the
+/// order of the text, in batches of at most `batch_size` samples; the last sample is filled up with ignored
+/// targets.
 ///
 /// Errors: there is nothing to predict.
 pub fn evaluation_batches(
@@ -99,6 +107,14 @@ pub fn evaluation_batches(
 }
 
 impl Batch {
+    /// The ids and the targets as tensors `[batch, sequence_length]`.
+    ///
+    /// Errors: out of memory.
+    pub fn tensors(&self) -> KernelResult<(Tensor, Tensor)> {
+        let shape = [self.batch, self.sequence_length];
+        Ok((Tensor::from_slice(&self.ids, &shape)?, Tensor::from_slice(&self.targets, &shape)?))
+    }
+
     fn with_capacity(batch_size: usize, sequence_length: usize) -> Self {
         let ids = Vec::with_capacity(batch_size * sequence_length);
         let targets = Vec::with_capacity(batch_size * sequence_length);
@@ -164,7 +180,9 @@ mod tests {
         }
 
         #[test]
-        fn a_batch_depends_on_its_indices_alone(first in 0u64..200, sizes in prop::collection::vec(1usize..7, 1..5)) {
+        fn a_batch_depends_on_its_indices_alone(
+            first in 0u64..200, sizes in prop::collection::vec(1usize..7, 1..5),
+        ) {
             let data = dataset(321, 10, true);
             let whole = data.batch(first, sizes.iter().sum());
             let mut next = first;

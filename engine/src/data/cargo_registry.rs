@@ -1,7 +1,7 @@
 //! The text that every builder of a Rust program has: the sources and documents of its crates.
 //!
-//! Cargo fetches only what the host needs, so Cargo.lock alone does not say what is on disk. The crates taken are
-//! those reached from the workspace by dependencies that hold on every platform: not optional, not under
+//! Cargo fetches only what the host needs, so Cargo.lock alone does not say what is on disk. The crates taken
+//! are those reached from the workspace by dependencies that hold on every platform: not optional, not under
 //! `[target]`, not for development. A build on any host has fetched them all, so that the text is the same
 //! everywhere; of a crate with several versions the newest is taken.
 
@@ -20,7 +20,8 @@ pub const CARGO_REGISTRY: &str = "cargo-registry";
 const MAX_FILE_BYTES: u64 = 256 << 10;
 /// No Cargo.lock or Cargo.toml is larger.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
-const REMEDY: &str = "run `cargo fetch` in the directory of Cargo.lock, or name other text in data.train (vendored sources: their directory)";
+const REMEDY: &str = "run `cargo fetch` in the directory of Cargo.lock, or name other text in data.train \
+                      (vendored sources: their directory)";
 
 /// The .rs and .md files, by crate and path, and what is missing.
 pub(super) fn files() -> Result<(Vec<PathBuf>, Vec<Skipped>)> {
@@ -218,8 +219,8 @@ mod tests {
 
     use super::*;
 
-    /// A workspace of one crate over a registry: common 1.9.0 and 1.10.0, a Windows-only crate, an optional one, one
-    /// for tests, and `deep`, which `common` needs under another name.
+    /// A workspace of one crate over a registry: common 1.9.0 and 1.10.0, a Windows-only crate, an optional
+    /// one, one for tests, and `deep`, which `common` needs under another name.
     fn workspace() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
         let write = |path: &str, text: &str| {

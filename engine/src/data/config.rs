@@ -13,8 +13,8 @@ use crate::config::Problem;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DataConfig {
-    /// Training text: files, directories (walked in sorted order) and patterns such as "books/**/*.txt".
-    /// Read as JSON lines (.jsonl), Parquet (.parquet) or, with any other name, UTF-8 text; a further .gz or .zst
+    /// Training text: files, directories (walked in sorted order) and patterns such as "books/**/*.txt". Read
+    /// as JSON lines (.jsonl), Parquet (.parquet) or, with any other name, UTF-8 text; a further .gz or .zst
     /// is unpacked. The entry "cargo-registry" is the sources and documents of the crates in Cargo.lock.
     pub train: Vec<String>,
     /// Held-out text, named in the same way. Empty: part of the training text is held out.

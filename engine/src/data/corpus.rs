@@ -8,7 +8,8 @@ use super::source::{CorpusSummary, Documents};
 use super::split::{Parts, Split, open_train};
 use super::tokenizer::Tokenizer;
 
-/// Text that is tokenised in parallel before the next is read, so that memory holds tokens and not the corpus.
+/// Text that is tokenised in parallel before the next is read, so that memory holds tokens and not the
+/// corpus.
 const BLOCK_BYTES: usize = 32 << 20;
 
 /// The tokens of a run.
@@ -123,8 +124,8 @@ impl TokenStream {
         self.num_documents
     }
 
-    /// Bytes of text for each token, boundary tokens included: a loss in nats per token divided by this and by ln 2
-    /// is in bits per byte. 0 for an empty stream.
+    /// Bytes of text for each token, boundary tokens included: a loss in nats per token divided by this and
+    /// by ln 2 is in bits per byte. 0 for an empty stream.
     pub fn bytes_per_token(&self) -> f64 {
         if self.is_empty() { 0.0 } else { self.num_bytes as f64 / self.len() as f64 }
     }

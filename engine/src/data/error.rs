@@ -10,7 +10,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or directory cannot be read or written.
-    #[error("cannot {action} {}: {source}; check that the path exists and that this user may {action} it", path.display())]
+    #[error(
+        "cannot {action} {}: {source}; check that the path exists and that this user may {action} it",
+        path.display()
+    )]
     Io {
         /// "read" or "write".
         action: &'static str,
@@ -29,8 +32,8 @@ pub enum Error {
     },
     /// A file that was to be read as text is none.
     #[error(
-        "{} (byte {offset}): {found}, expected UTF-8 text; name only text files (.jsonl, .parquet, or UTF-8 text, \
-         each but .parquet also as .gz or .zst)", path.display()
+        "{} (byte {offset}): {found}, expected UTF-8 text; name only text files (.jsonl, .parquet, \
+         or UTF-8 text, each but .parquet also as .gz or .zst)", path.display()
     )]
     NotText {
         /// Which file.
@@ -64,8 +67,8 @@ pub enum Error {
     },
     /// Fewer tokens than one sample needs.
     #[error(
-        "the training text has {num_tokens} tokens, but one sample of data.sequence_length = {sequence_length} needs \
-         {needed}; give more text or a smaller sequence_length", needed = sequence_length + 1
+        "the training text has {num_tokens} tokens, but one sample of data.sequence_length = {sequence_length} \
+         needs {needed}; give more text or a smaller sequence_length", needed = sequence_length + 1
     )]
     TooShort {
         /// Tokens there are.
@@ -85,6 +88,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// The exit code of a program that stops because of this: 65 bad data, 74 input/output, 77 not permitted.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 77,
+            Error::Io { .. } => 74,
+            _ => 65,
+        }
+    }
+
     /// A failed read of `path`.
     pub(crate) fn read(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| Error::Io { action: "read", path: path.to_owned(), source }

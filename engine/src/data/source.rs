@@ -226,7 +226,8 @@ fn matches(key: &str, pattern: &str) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// All files under a directory, sorted. Hidden names and links to directories, which may lead in a circle, are skipped.
+/// All files under a directory, sorted. Hidden names and links to directories, which may lead in a circle,
+/// are skipped.
 pub(super) fn walk(directory: &Path) -> Result<(Vec<PathBuf>, Vec<Skipped>)> {
     let (mut paths, mut skipped) = (Vec::new(), Vec::new());
     let mut directories = vec![directory.to_owned()];
@@ -321,6 +322,18 @@ mod tests {
         let error =
             read(&[format!("{}/b/image.png", directory.path().display())], None).unwrap_err().to_string();
         assert!(error.contains("image.png (byte 4)"), "{error}");
+    }
+
+    #[test]
+    fn a_compressed_file_that_is_cut_short_is_an_error() {
+        let directory = corpus();
+        for name in ["b/c.jsonl.gz", "b/d.jsonl.zst"] {
+            let path = directory.path().join(name);
+            let whole = fs::read(&path).unwrap();
+            fs::write(&path, &whole[..whole.len() - 4]).unwrap();
+            let error = read(&[path.display().to_string()], None).unwrap_err().to_string();
+            assert!(error.contains("cannot read") && error.contains(name), "{error}");
+        }
     }
 
     #[test]

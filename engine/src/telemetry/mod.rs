@@ -1,1 +1,10 @@
-//! (to come)
+//! What a run says about itself: `metrics.jsonl`, the progress bar, plain log lines.
+
+mod account;
+pub mod format;
+mod metrics;
+mod progress;
+
+pub use account::{EnergyAccount, Priced};
+pub use metrics::StepMetrics;
+pub use progress::Progress;

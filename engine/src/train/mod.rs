@@ -1,2 +1,50 @@
-//! (to come)
+//! Training: one optimizer step (`learner`), a run from start to end (`session`), and its directory.
+
 pub mod config;
+mod error;
+mod learner;
+mod resume;
+mod run_directory;
+mod session;
+mod setup;
+mod signals;
+mod snapshot;
+mod summary;
+
+use std::path::PathBuf;
+
+pub use error::TrainError;
+pub use learner::{Evaluation, Learner, StepReport, evaluate, flops_per_token, state_bytes};
+pub use resume::Resume;
+pub use run_directory::RunDirectory;
+pub use session::{Ended, Outcome, train};
+pub(crate) use snapshot::restore_model;
+
+/// What the command line adds to a configuration.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The run's directory, instead of a new one.
+    pub run_directory: Option<PathBuf>,
+    /// Which run to continue.
+    pub resume: Resume,
+    /// Stop after this many steps in all.
+    pub max_steps: Option<u64>,
+    /// No progress on stderr.
+    pub quiet: bool,
+}
+
+/// Sets the number of CPU threads for the whole process, once; 0 takes every core the process may use.
+///
+/// # Errors
+/// When the system refuses the threads.
+pub fn start_threads(num_threads: usize) -> Result<(), TrainError> {
+    let built = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build_global();
+    match built {
+        Ok(()) => Ok(()),
+        // A second run in one process keeps the pool of the first: the result does not depend on it.
+        Err(_) if rayon::current_num_threads() > 0 => Ok(()),
+        Err(error) => {
+            Err(TrainError::System { action: "start the CPU threads", source: std::io::Error::other(error) })
+        }
+    }
+}

@@ -6,7 +6,7 @@
 use crate::dtype::{Element, bf16};
 
 /// A float that tensors store.
-pub(crate) trait Float: Element {
+pub(crate) trait Float: Element + Default {
     /// The value as f32, exact.
     fn load(self) -> f32;
 

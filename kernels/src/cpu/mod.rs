@@ -20,4 +20,5 @@ pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod routing;
 pub(crate) mod simd;
+pub(crate) mod softmax;
 pub(crate) mod swiglu;

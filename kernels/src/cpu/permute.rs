@@ -51,26 +51,21 @@ fn sum_rows<T: Float>(y: &[T], token_rows: &[i32], k: usize, d: usize, out: &mut
     let block = rows_per_block((k + 1) * d * size_of::<T>());
     for_each(token_rows.chunks(block * k).zip(out.chunks_mut(block * d)), |(token_rows, out)| {
         let mut sum = vec![0.0; d];
-        for (rows, out) in token_rows.chunks_exact(k).zip(out.chunks_exact_mut(d)) {
-            sum.fill(0.0);
-            for row in rows.iter().filter_map(|&row| usize::try_from(row).ok()) {
-                vectorised(|| add(&mut sum, &y[row * d..][..d]));
-            }
-            vectorised(|| store(&sum, out));
-        }
+        vectorised(
+            #[inline(always)]
+            || {
+                for (rows, out) in token_rows.chunks_exact(k).zip(out.chunks_exact_mut(d)) {
+                    sum.fill(0.0);
+                    for row in rows.iter().filter_map(|&row| usize::try_from(row).ok()) {
+                        for (sum, value) in sum.iter_mut().zip(&y[row * d..][..d]) {
+                            *sum += value.load();
+                        }
+                    }
+                    for (out, &sum) in out.iter_mut().zip(&sum) {
+                        *out = T::store(sum);
+                    }
+                }
+            },
+        );
     });
-}
-
-#[inline(always)]
-fn add<T: Float>(sum: &mut [f32], row: &[T]) {
-    for (sum, value) in sum.iter_mut().zip(row) {
-        *sum += value.load();
-    }
-}
-
-#[inline(always)]
-fn store<T: Float>(sum: &[f32], out: &mut [T]) {
-    for (out, &sum) in out.iter_mut().zip(sum) {
-        *out = T::store(sum);
-    }
 }

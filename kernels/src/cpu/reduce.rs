@@ -3,6 +3,8 @@
 //! Each block of a fixed number of elements is summed in a fixed number of f64 lanes, then block sums are added in
 //! order.
 
+use std::ops::Add;
+
 use super::float::Float;
 use super::parallel;
 use super::simd::vectorised;
@@ -39,34 +41,38 @@ fn sum_blocks<T: Float>(x: &[T], term: impl Fn(f64) -> f64 + Copy + Send + Sync)
     sums.iter().sum()
 }
 
-/// Σ term(x) over a slice, in lanes.
+/// Σ term(x) over a slice in a fixed order; term(0) must be 0.
+///
+/// The lanes stay in registers only if nothing indexes them by a run-time number: the ragged end is padded with
+/// zeros to a whole chunk, and lanes are folded by halves of constant length.
 #[inline(always)]
-pub(crate) fn lane_sum<X: Copy, S: Copy + Default + std::ops::Add<Output = S>>(
+pub(crate) fn lane_sum<X: Copy + Default, S: Copy + Default + Add<Output = S>>(
     x: &[X],
     term: impl Fn(X) -> S,
 ) -> S {
     let mut lanes = [S::default(); LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = *lane + term(x);
+        for i in 0..LANES {
+            lanes[i] = lanes[i] + term(chunk[i]);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = *lane + term(x);
+    if !rest.is_empty() {
+        let mut padded = [X::default(); LANES];
+        padded[..rest.len()].copy_from_slice(rest);
+        for i in 0..LANES {
+            lanes[i] = lanes[i] + term(padded[i]);
+        }
     }
-    fold(lanes)
+    let [a, b, c, d] = halve::<S, 8, 4>(halve::<S, 16, 8>(halve::<S, LANES, 16>(lanes)));
+    (a + c) + (b + d)
 }
 
-/// The lanes' sum, halves folded onto each other: the order is fixed and every fold vectorises.
+/// Adds the upper half of an array to the lower; M is N / 2.
 #[inline(always)]
-pub(crate) fn fold<S: Copy + std::ops::Add<Output = S>>(mut lanes: [S; LANES]) -> S {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] = lanes[i] + lanes[i + half];
-        }
-        half /= 2;
-    }
-    lanes[0]
+fn halve<S: Copy + Add<Output = S>, const N: usize, const M: usize>(x: [S; N]) -> [S; M] {
+    std::array::from_fn(
+        #[inline(always)]
+        |i| x[i] + x[M + i],
+    )
 }

@@ -2,7 +2,7 @@
 
 use super::float::Float;
 use super::parallel;
-use super::reduce::{LANES, fold, lane_sum};
+use super::reduce::lane_sum;
 use super::simd::vectorised;
 use crate::dtype::{DType, bf16};
 use crate::error::Result;
@@ -48,10 +48,11 @@ fn forward_blocks<T: Float>(x: &[T], w: &[f32], eps: f32, y: &mut [T], rstd: &mu
             #[inline(always)]
             || {
                 for ((x, y), rstd) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)).zip(rstd) {
-                    *rstd = 1.0 / (lane_sum(x, |x: T| x.load() * x.load()) / d as f32 + eps).sqrt();
+                    let scale = 1.0 / (lane_sum(x, |x: T| x.load() * x.load()) / d as f32 + eps).sqrt();
                     for ((x, w), y) in x.iter().zip(w).zip(y) {
-                        *y = T::store(x.load() * *rstd * w);
+                        *y = T::store(x.load() * scale * w);
                     }
+                    *rstd = scale;
                 }
             },
         );
@@ -71,15 +72,15 @@ fn backward_blocks<T: Float>(
     let rows = parallel::rows_per_block(3 * d * size_of::<T>());
     let inputs = dy.chunks(rows * d).zip(x.chunks(rows * d)).zip(rstd.chunks(rows));
     let dw_blocks = parallel::map(inputs.zip(dx.chunks_mut(rows * d)), |(((dy, x), rstd), dx)| {
-        let mut dw = vec![0.0; d];
+        let (mut dw, mut terms) = (vec![0.0; d], vec![0.0; d]);
         vectorised(
             #[inline(always)]
             || {
                 let inputs = dy.chunks_exact(d).zip(x.chunks_exact(d)).zip(rstd);
                 for (((dy, x), &rstd), dx) in inputs.zip(dx.chunks_exact_mut(d)) {
-                    add_weight_gradient(dy, x, rstd, &mut dw);
-                    // dx = rstd·dy·w - x·rstd³·mean(dy·w·x)
-                    let pull = weighted_dot(dy, x, w) / d as f32 * (rstd * rstd * rstd);
+                    weight_gradient(dy, x, rstd, w, &mut dw, &mut terms);
+                    // dx = rstd·dy·w - x·rstd³·mean(dy·x·w)
+                    let pull = lane_sum(&terms, |term| term) / d as f32 * (rstd * rstd * rstd);
                     for (((dy, x), w), dx) in dy.iter().zip(x).zip(w).zip(dx) {
                         let before = if accumulate { dx.load() } else { 0.0 };
                         *dx = T::store(before + (dy.load() * w * rstd - x.load() * pull));
@@ -96,28 +97,12 @@ fn backward_blocks<T: Float>(
     }
 }
 
-/// dw += dy·x·rstd.
+/// dw += dy·x·rstd; terms = dy·x·w, whose sum the gradient of x needs.
 #[inline(always)]
-fn add_weight_gradient<T: Float>(dy: &[T], x: &[T], rstd: f32, dw: &mut [f32]) {
-    for ((dy, x), dw) in dy.iter().zip(x).zip(dw) {
-        *dw += dy.load() * x.load() * rstd;
+fn weight_gradient<T: Float>(dy: &[T], x: &[T], rstd: f32, w: &[f32], dw: &mut [f32], terms: &mut [f32]) {
+    for ((((dy, x), w), dw), terms) in dy.iter().zip(x).zip(w).zip(dw).zip(terms) {
+        let product = dy.load() * x.load();
+        *dw += product * rstd;
+        *terms = product * w;
     }
-}
-
-/// Σ dy·x·w.
-#[inline(always)]
-fn weighted_dot<T: Float>(dy: &[T], x: &[T], w: &[f32]) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let whole = dy.len() - dy.len() % LANES;
-    let chunks = dy.chunks_exact(LANES).zip(x.chunks_exact(LANES)).zip(w.chunks_exact(LANES));
-    for ((dy, x), w) in chunks {
-        for (lane, ((dy, x), w)) in lanes.iter_mut().zip(dy.iter().zip(x).zip(w)) {
-            *lane += dy.load() * w * x.load();
-        }
-    }
-    let rest = dy[whole..].iter().zip(&x[whole..]).zip(&w[whole..]);
-    for (lane, ((dy, x), w)) in lanes.iter_mut().zip(rest) {
-        *lane += dy.load() * w * x.load();
-    }
-    fold(lanes)
 }

@@ -15,7 +15,7 @@ pub(crate) fn rotate(
     half: usize,
     back: bool,
 ) -> Result<()> {
-    let [_, t, h, d] = *x_bthd.shape() else { return Ok(()) };
+    let (t, h, d) = (x_bthd.shape()[1], x_bthd.shape()[2], x_bthd.last_dim());
     let sign = if back { -1.0 } else { 1.0 };
     let angles = Angles { cos: cos_th, sin: sin_th, half, sign };
     match x_bthd.dtype() {

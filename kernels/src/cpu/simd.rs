@@ -8,7 +8,9 @@
 //!   Every function of ours that the closure calls in its loop is `#[inline(always)]` too.
 //! - One call per block of rows, not per row: a call costs a few nanoseconds and hides its loops from the caller.
 //! - Iterate with `zip` or over slices cut to one length, so that no bounds check stands in the loop.
-//! - Floating-point sums are never reordered by the compiler: keep partial sums in an array, as `reduce` does.
+//! - A loop that writes several slices goes into an `#[inline(always)]` function that takes them as parameters:
+//!   only parameters are known not to overlap, and the compiler gives up on too many overlap checks.
+//! - Floating-point sums are never reordered by the compiler: take them with `reduce::lane_sum`.
 //! - `f32::mul_add` is one instruction on AVX2 and AVX-512 but a slow library call on the baseline. Loops bound by
 //!   memory multiply and add separately and so give the same bits on every unit.
 

@@ -1,8 +1,8 @@
 //! The operations: one file each, shapes and dtypes checked here, bodies per device elsewhere.
 
-pub(crate) mod check;
 pub mod adamw;
 pub mod attention;
+pub(crate) mod check;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;

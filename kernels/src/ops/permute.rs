@@ -42,7 +42,8 @@ pub fn gather_sum(y_rd: &Tensor, token_rows_tk: &Tensor) -> Result<Tensor> {
     check::rank(OP, "y", y_rd, 2)?;
     check::rank(OP, "token_rows", token_rows_tk, 2)?;
     check_indices(OP, "token_rows", token_rows_tk, y_rd.num_rows())?;
-    let mut out_td = Tensor::scratch(&[token_rows_tk.num_rows(), y_rd.last_dim()], y_rd.dtype(), y_rd.device())?;
+    let mut out_td =
+        Tensor::scratch(&[token_rows_tk.num_rows(), y_rd.last_dim()], y_rd.dtype(), y_rd.device())?;
     match y_rd.device() {
         Device::Cpu => cpu::permute::gather_sum(y_rd, token_rows_tk, &mut out_td)?,
     }
@@ -145,7 +146,10 @@ mod tests {
         for bad in [2, -2, i32::MIN] {
             let rows_r = Tensor::from_slice(&[0, bad], &[2]).unwrap();
             let error = gather(&x, &rows_r).unwrap_err().to_string();
-            assert_eq!(error, format!("gather: rows is {bad} at place 1, expected a row below 2, or -1 for none"));
+            assert_eq!(
+                error,
+                format!("gather: rows is {bad} at place 1, expected a row below 2, or -1 for none")
+            );
             let token_rows_tk = rows_r.reshape(&[1, 2]).unwrap();
             assert!(matches!(gather_sum(&x, &token_rows_tk), Err(Error::Value { .. })));
         }

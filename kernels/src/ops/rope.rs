@@ -45,7 +45,7 @@ impl RopeTable {
         let refuse = |what, got: String, expected: &str| {
             Err(Error::Value { op: "rope_table", what, got, expected: expected.to_owned() })
         };
-        if rotary_dim % 2 != 0 {
+        if !rotary_dim.is_multiple_of(2) {
             return refuse("rotary_dim", rotary_dim.to_string(), "an even number");
         }
         if !(theta > 0.0 && theta.is_finite()) {
@@ -96,8 +96,8 @@ impl RopeTable {
             return Err(Error::Value {
                 op,
                 what: "positions",
-                got: format!("{start_position} to {}", start_position.saturating_add(num_positions)),
-                expected: format!("at most {} positions, the table's size", self.max_positions()),
+                got: format!("{start_position}..{}", start_position.saturating_add(num_positions)),
+                expected: format!("within 0..{}, the positions of the table", self.max_positions()),
             });
         }
         let half = self.cos.shape()[1];
@@ -176,7 +176,7 @@ mod tests {
         );
         assert_eq!(
             error(x(&[1, 3, 1, 8], DType::F32), 2),
-            "rope: positions is 2 to 5, expected at most 4 positions, the table's size"
+            "rope: positions is 2..5, expected within 0..4, the positions of the table"
         );
         assert!(forward(x(&[1, 1, 1, 8], DType::F32), &table, usize::MAX).is_err());
         assert!(forward(x(&[1, 3, 1, 8], DType::F32), &table, 1).is_ok());

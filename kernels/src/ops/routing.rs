@@ -283,6 +283,8 @@ mod tests {
 
     #[test]
     fn top_k_gives_ties_to_the_lower_index() {
+        let zeros = top_k(&row(&[-0.0, 0.0, -0.0, -1.0]), None, 4).unwrap();
+        assert_eq!(zeros.data::<i32>().unwrap(), [0, 1, 2, 3]);
         let indices_tk = top_k(&row(&[1.0, 3.0, 1.0, 3.0, 3.0]), None, 4).unwrap();
         assert_eq!(indices_tk.data::<i32>().unwrap(), [1, 3, 4, 0]);
     }
@@ -303,14 +305,19 @@ mod tests {
         x[E + 3] = f32::NAN;
         let logits_te = Tensor::from_slice(&x, &[3, E]).unwrap();
         for scores_te in [softmax(&logits_te).unwrap(), sigmoid(&logits_te).unwrap()] {
-            let nan_rows: Vec<bool> =
-                scores_te.data::<f32>().unwrap().chunks(E).map(|row| row.iter().any(|s| s.is_nan())).collect();
+            let nan_rows: Vec<bool> = scores_te
+                .data::<f32>()
+                .unwrap()
+                .chunks(E)
+                .map(|row| row.iter().any(|s| s.is_nan()))
+                .collect();
             assert_eq!(nan_rows, [false, true, false]);
         }
         let lse_t = logsumexp(&logits_te).unwrap();
-        assert_eq!(lse_t.data::<f32>().unwrap().iter().map(|l| l.is_nan()).collect::<Vec<_>>(), [
-            false, true, false
-        ]);
+        assert_eq!(
+            lse_t.data::<f32>().unwrap().iter().map(|l| l.is_nan()).collect::<Vec<_>>(),
+            [false, true, false]
+        );
     }
 
     #[test]
@@ -341,7 +348,11 @@ mod tests {
             let mut dlogits_te = softmax_backward(&dscores_te, &scores_te).unwrap();
             let lse_t = logsumexp(&logits_te).unwrap();
             logsumexp_backward(&entropy(&scores_te).unwrap(), &logits_te, &lse_t, &mut dlogits_te).unwrap();
-            (indices_tk.data::<i32>().unwrap().to_vec(), bits(&dlogits_te), bits(&sigmoid(&logits_te).unwrap()))
+            (
+                indices_tk.data::<i32>().unwrap().to_vec(),
+                bits(&dlogits_te),
+                bits(&sigmoid(&logits_te).unwrap()),
+            )
         });
     }
 

@@ -15,7 +15,7 @@ pub fn gather(x_td: &[f64], rows_r: &[i32], d: usize) -> Vec<f64> {
 
 /// Row t of the result is the sum over k of `y[token_rows[t, k]]`, -1 skipped.
 pub fn gather_sum(y_rd: &[f64], token_rows_tk: &[i32], k: usize, d: usize) -> Vec<f64> {
-    let num_tokens = if k == 0 { 0 } else { token_rows_tk.len() / k };
+    let num_tokens = token_rows_tk.len().checked_div(k).unwrap_or(0);
     let mut out_td = vec![0.0; num_tokens * d];
     for t in 0..num_tokens {
         for slot in 0..k {

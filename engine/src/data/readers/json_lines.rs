@@ -70,7 +70,7 @@ impl JsonLines {
             path: self.path.clone(),
             place: format!("line {}", self.num_lines),
             problem,
-            remedy: "each line must be a JSON object whose text stands in the field that data.text_field names",
+            remedy: "each line must be a JSON object with its text in the field that data.text_field names",
         }
     }
 }

@@ -11,7 +11,8 @@ use std::path::Path;
 use super::error::{Error, Result};
 use super::source::Document;
 
-/// The longest line or text that is read into memory at once, so that a damaged or hostile file cannot ask for more.
+/// The longest line or text that is read into memory at once, so that a damaged or hostile file cannot ask
+/// for more.
 const MAX_LINE_BYTES: u64 = 256 << 20;
 /// The longest text file that is one document; `data.max_bytes` cuts a longer one.
 const MAX_TEXT_BYTES: u64 = 4 << 30;

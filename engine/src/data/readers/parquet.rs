@@ -171,8 +171,8 @@ fn content_error(path: &Path, place: String, problem: String) -> Error {
         path: path.to_owned(),
         place,
         problem,
-        remedy: "give a whole Parquet file (uncompressed, Snappy, gzip or Zstandard) whose text stands in the column \
-                 that data.text_field names",
+        remedy: "give a whole Parquet file (uncompressed, Snappy, gzip or Zstandard) with its text in the column that \
+                 data.text_field names",
     }
 }
 
@@ -235,7 +235,25 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_an_error_and_no_panic() {
+    fn no_changed_byte_brings_the_reader_down() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.parquet");
+        write(&path, Compression::SNAPPY);
+        let whole = std::fs::read(&path).unwrap();
+        let mut num_refused = 0;
+        for place in 0..whole.len() {
+            let mut changed = whole.clone();
+            changed[place] ^= 0xFF;
+            std::fs::write(&path, changed).unwrap();
+            let result: Result<Vec<Document>> =
+                ParquetDocuments::open(&path, "text").and_then(|documents| documents.collect());
+            num_refused += usize::from(result.is_err());
+        }
+        assert!(num_refused > whole.len() / 4, "{num_refused} of {}", whole.len());
+    }
+
+    #[test]
+    fn half_a_file_is_an_error_that_names_it() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.parquet");
         write(&path, Compression::UNCOMPRESSED);

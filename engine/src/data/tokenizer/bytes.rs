@@ -1,4 +1,5 @@
-//! The byte tokenizer as a tokenizer.json: byte-level BPE without a merge, whose ids are the bytes themselves.
+//! The byte tokenizer as a tokenizer.json: byte-level BPE without a merge, whose ids are the bytes
+//! themselves.
 
 use serde_json::json;
 
@@ -40,9 +41,9 @@ pub(super) fn is_byte_tokenizer(model: &tokenizers::Tokenizer) -> bool {
         && (0..=u8::MAX).all(|byte| ids.get(byte_char(byte).encode_utf8(&mut [0; 4])) == Some(&byte.into()))
 }
 
-/// The character that stands for a byte in byte-level vocabularies (GPT-2's `bytes_to_unicode`): itself where it is
-/// visible in Latin-1, else the next free one from U+0100.
-fn byte_char(byte: u8) -> char {
+/// The character that stands for a byte in byte-level vocabularies (GPT-2's `bytes_to_unicode`): itself where
+/// it is visible in Latin-1, else the next free one from U+0100.
+pub(super) fn byte_char(byte: u8) -> char {
     let is_visible = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if is_visible(byte) {
         return char::from(byte);

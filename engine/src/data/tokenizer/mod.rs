@@ -1,6 +1,7 @@
 //! Text to token ids and back: byte-level BPE, plain bytes, or any tokenizer.json of the Hugging Face format.
 
 mod bytes;
+mod gpt2;
 mod sample;
 mod stream;
 
@@ -16,7 +17,7 @@ use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::PostProcessorWrapper;
-use tokenizers::{AddedToken, TokenizerBuilder};
+use tokenizers::{AddedToken, ModelWrapper, TokenizerBuilder};
 
 use super::config::{DataConfig, TokenizerConfig, TokenizerKind};
 use super::error::{Error, Result};
@@ -55,11 +56,14 @@ enum Kind {
         model: Box<tokenizers::Tokenizer>,
         /// Whether text may be cut before a line break and the parts encoded apart.
         divisible: bool,
+        /// Whether the quick way through ASCII text gives the same ids.
+        is_gpt2: bool,
     },
 }
 
 impl Tokenizer {
-    /// The tokenizer of a configuration; `seed` chooses the held-out documents, which BPE does not learn from.
+    /// The tokenizer of a configuration; `seed` chooses the held-out documents, which BPE does not learn
+    /// from.
     pub fn from_config(config: &TokenizerConfig, data: &DataConfig, seed: u64) -> Result<Self> {
         match (config.kind, &config.path) {
             (TokenizerKind::Byte, _) => Ok(Tokenizer::byte()),
@@ -81,13 +85,14 @@ impl Tokenizer {
         Tokenizer { kind: Kind::Bytes, boundary_id: 256, vocab_size: 257 }
     }
 
-    /// Learns byte-level BPE. The vocabulary has at most `vocab_size` ids: fewer if the texts hold fewer pairs.
+    /// Learns byte-level BPE. The vocabulary has at most `vocab_size` ids: fewer if the texts hold fewer
+    /// pairs.
     pub fn train_bpe(texts: &[String], vocab_size: usize) -> Result<Self> {
         if !(SMALLEST_BPE_VOCABULARY..=MAX_VOCABULARY).contains(&vocab_size) {
             return Err(Error::Tokenizer {
                 what: format!("tokenizer.vocab_size = {vocab_size}"),
                 problem: format!("expected {SMALLEST_BPE_VOCABULARY} to {MAX_VOCABULARY} for byte-level BPE"),
-                remedy: "256 ids are the bytes and one ends a document; choose a larger size, or kind = \"byte\"",
+                remedy: "256 ids are the bytes and one ends a document; choose another size, or kind = \"byte\"",
             });
         }
         let untrainable = |error: tokenizers::Error| Error::Tokenizer {
@@ -134,16 +139,18 @@ impl Tokenizer {
         Tokenizer::from_model(model, &what)
     }
 
-    /// The ids of a text, without any boundary. Text that spells a special token is text: data cannot end a document.
+    /// The ids of a text, without any boundary. Text that spells a special token is text: data cannot end a
+    /// document.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let Kind::Model { model, divisible } = &self.kind else {
+        let Kind::Model { model, divisible, is_gpt2 } = &self.kind else {
             return Ok(text.bytes().map(u32::from).collect());
         };
+        let encode =
+            |piece: &&str| if *is_gpt2 { gpt2::encode(model, piece) } else { encode_whole(model, piece) };
         if !divisible || text.len() <= PIECE_BYTES {
-            return encode_piece(model, text);
+            return encode(&text);
         }
-        let pieces: Vec<Vec<u32>> =
-            pieces(text).par_iter().map(|piece| encode_piece(model, piece)).collect::<Result<_>>()?;
+        let pieces: Vec<Vec<u32>> = pieces(text).par_iter().map(encode).collect::<Result<_>>()?;
         Ok(pieces.concat())
     }
 
@@ -201,7 +208,15 @@ impl Tokenizer {
                 format!("no token for the end of a document, expected one of {KNOWN_BOUNDARY_TOKENS:?}");
             return Err(unusable(what, problem));
         };
-        // A file may ask to cut or pad every text, and may list its boundary as an ordinary token.
+        // A file may ask to cut or pad every text, to drop merges at random, and may list its boundary as an
+        // ordinary token.
+        if let ModelWrapper::BPE(bpe) = model.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            model.with_model(bpe);
+        }
         model.with_padding(None);
         model.with_truncation(None).map_err(|error| unusable(what, error.to_string()))?;
         model.add_special_tokens(&[AddedToken::from(*boundary, true)]);
@@ -215,13 +230,18 @@ impl Tokenizer {
         let Some(&boundary_id) = ids.get(*boundary) else {
             return Err(unusable(what, format!("the token {boundary} has no id")));
         };
-        let encode = |text: &str| encode_piece(&model, text);
+        let encode = |text: &str| encode_whole(&model, text);
         let divisible = encode("one two\n\n three")? == [encode("one two")?, encode("\n\n three")?].concat();
-        Ok(Tokenizer { kind: Kind::Model { model: Box::new(model), divisible }, boundary_id, vocab_size })
+        let is_gpt2 = gpt2::is_gpt2(&model);
+        Ok(Tokenizer {
+            kind: Kind::Model { model: Box::new(model), divisible, is_gpt2 },
+            boundary_id,
+            vocab_size,
+        })
     }
 }
 
-fn encode_piece(model: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+fn encode_whole(model: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
     Ok(guarded("encoding", || model.encode_fast(text, false))?.get_ids().to_vec())
 }
 
@@ -241,7 +261,8 @@ fn pieces(mut text: &str) -> Vec<&str> {
     pieces
 }
 
-/// Calls the tokenizer library, which may panic on a file that is made to harm, and turns either failure into an error.
+/// Calls the tokenizer library, which may panic on a file that is made to harm, and turns either failure into
+/// an error.
 fn guarded<T>(what: &str, body: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(value)) => Ok(value),
@@ -340,9 +361,9 @@ mod tests {
         let text = TEXTS.concat().repeat(80);
         assert!(text.len() > 2 * PIECE_BYTES && pieces(&text).len() > 2);
         assert_eq!(pieces(&text).concat(), text);
-        let Kind::Model { model, divisible } = &BPE.kind else { panic!("BPE is a model") };
+        let Kind::Model { model, divisible, .. } = &BPE.kind else { panic!("BPE is a model") };
         assert!(divisible);
-        assert_eq!(BPE.encode(&text).unwrap(), encode_piece(model, &text).unwrap());
+        assert_eq!(BPE.encode(&text).unwrap(), encode_whole(model, &text).unwrap());
     }
 
     #[test]

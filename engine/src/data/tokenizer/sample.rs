@@ -7,7 +7,8 @@ use crate::data::split::{Split, open_train};
 /// Long documents are taken in pieces of this size.
 const PIECE_BYTES: usize = 16 << 10;
 
-/// At most `max_bytes` of the training text; at least half of that if there is so much. Held-out text is left out.
+/// At most `max_bytes` of the training text; at least half of that if there is so much. Held-out text is left
+/// out.
 pub(super) fn training_sample(config: &DataConfig, seed: u64, max_bytes: u64) -> Result<Vec<String>> {
     let mut split = Split::new(config, seed)?;
     let mut sample = Sample::new(max_bytes);

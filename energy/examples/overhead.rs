@@ -1,0 +1,76 @@
+//! What measuring costs: `cargo run --release -p wattle-energy --example overhead`.
+//!
+//! All CPUs are kept busy while windows of 50 ms are closed and entered into a ledger, as a training loop does.
+//! The median says what a window costs; the mean also holds the times another program had the CPU.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use wattle_energy::{
+    CarbonConfig, EnergyConfig, EnergyMonitor, Ledger, RunInfo, RunStatus, WindowKind, WindowTags,
+};
+
+const WINDOW: Duration = Duration::from_millis(50);
+const WINDOWS: u64 = 200;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let directory = tempfile::tempdir()?;
+    let carbon = CarbonConfig::default();
+    let mut ledger = Ledger::open(
+        &directory.path().join(wattle_energy::LEDGER_FILE_NAME),
+        &RunInfo {
+            run_id: "overhead".into(),
+            name: "overhead".into(),
+            config_hash: String::new(),
+            resumed_from_step: None,
+            intensity: carbon.intensity()?,
+            pue: carbon.pue,
+        },
+    )?;
+    let monitor = EnergyMonitor::from_config(&EnergyConfig::default())?;
+    let busy = AtomicBool::new(true);
+    let mut costs = Vec::new();
+    std::thread::scope(|scope| -> wattle_energy::Result<()> {
+        for _ in 1..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while busy.load(Ordering::Relaxed) {
+                    spin(Duration::from_millis(1));
+                }
+            });
+        }
+        for step in 1..=WINDOWS {
+            spin(WINDOW);
+            let start = Instant::now();
+            let window = monitor.close_window(WindowKind::Step);
+            let closed = start.elapsed();
+            ledger.record(&window, WindowTags { step: Some(step), tokens: 1, loss: None })?;
+            costs.push((start.elapsed(), closed));
+        }
+        busy.store(false, Ordering::Relaxed);
+        Ok(())
+    })?;
+    let source = monitor.source_label().to_owned();
+    let totals = monitor.finish();
+    ledger.record(&totals.remainder(), WindowTags::default())?;
+    ledger.finish(RunStatus::Completed)?;
+
+    costs.sort();
+    let (median, closing) = costs[costs.len() / 2];
+    let mean = costs.iter().map(|(cost, _)| *cost).sum::<Duration>() / WINDOWS as u32;
+    let sampler_share = totals.overhead.sampler_cpu.as_secs_f64() / totals.duration.0;
+    let share = median.as_secs_f64() / WINDOW.as_secs_f64() + sampler_share;
+    println!("source              {source}");
+    println!("close and record    median {median:.1?} (close {closing:.1?}), mean {mean:.1?}");
+    println!("CPU time of close   {:.1?} a window", totals.overhead.closing_cpu / WINDOWS as u32);
+    println!("CPU time of sampler {:.4} % of the run", sampler_share * 100.0);
+    println!("all of it           {:.4} % of a window of {WINDOW:?}", share * 100.0);
+    Ok(())
+}
+
+fn spin(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        black_box((0..1000u64).sum::<u64>());
+    }
+}

@@ -1,0 +1,174 @@
+//! Tests of the ledger: restarts, double entries, and disks that refuse.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::carbon;
+use crate::meter::Provenance;
+use crate::units::{MicroJoules, Seconds};
+use crate::window::{DomainEnergy, WindowKind};
+
+fn run(resumed_from_step: Option<u64>) -> RunInfo {
+    RunInfo {
+        run_id: "run-1".into(),
+        name: "tiny".into(),
+        config_hash: "abc".into(),
+        resumed_from_step,
+        intensity: carbon::lookup("FRA").unwrap(),
+        pue: 1.0,
+    }
+}
+
+fn window(seq: u64, microjoules: u64) -> WindowEnergy {
+    let part = DomainEnergy {
+        domain: Arc::from("cpu"),
+        sensor: "model",
+        provenance: Provenance::Modelled,
+        microjoules: MicroJoules(microjoules),
+    };
+    WindowEnergy::new(seq, WindowKind::Step, Seconds(0.5), None, true, vec![part])
+}
+
+fn step(step: u64) -> WindowTags {
+    WindowTags { step: Some(step), tokens: 100, loss: Some(2.0) }
+}
+
+/// One number from the ledger at `path`.
+fn ask(path: &Path, sql: &str) -> i64 {
+    Connection::open(path).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn windows_of_a_finished_run_are_on_disk_with_their_domains_and_grams() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE_NAME);
+    let mut ledger = Ledger::open(&path, &run(None)).unwrap();
+    // 3.6 MJ are one kilowatt-hour: 41 g in France.
+    let grams = ledger.record(&window(0, 3_600_000_000_000), step(1)).unwrap();
+    assert_eq!(grams, Some(Grams(41.0)));
+    ledger.finish(RunStatus::Completed).unwrap();
+
+    assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window"), 3_600_000_000_000);
+    assert_eq!(
+        ask(&path, "SELECT sum(microjoules) FROM window_energy WHERE source = 'modelled'"),
+        3_600_000_000_000
+    );
+    assert_eq!(
+        ask(&path, "SELECT count(*) FROM segment WHERE status = 'completed' AND ended_at NOT NULL"),
+        1
+    );
+    assert_eq!(ask(&path, "SELECT count(*) FROM run WHERE status = 'completed'"), 1);
+}
+
+#[test]
+fn a_window_entered_twice_counts_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE_NAME);
+    let mut ledger = Ledger::open(&path, &run(None)).unwrap();
+    ledger.record(&window(0, 5), step(1)).unwrap();
+    ledger.flush().unwrap();
+    ledger.record(&window(0, 5), step(1)).unwrap();
+    ledger.record(&window(1, 7), step(2)).unwrap();
+    ledger.finish(RunStatus::Completed).unwrap();
+    assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window"), 12);
+    assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window_energy"), 12);
+}
+
+#[test]
+fn a_resumed_run_keeps_what_was_spent_and_marks_what_was_done_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE_NAME);
+    let mut first = Ledger::open(&path, &run(None)).unwrap();
+    for n in 1..=25 {
+        first.record(&window(n, 10), step(n)).unwrap();
+    }
+    first.flush().unwrap();
+    // Dropped without an end, as a killed process leaves it.
+    drop(first);
+
+    let mut second = Ledger::open(&path, &run(Some(20))).unwrap();
+    assert_eq!(ask(&path, "SELECT count(*) FROM segment WHERE status = 'crashed' AND ended_at IS NULL"), 1);
+    for n in 21..=40 {
+        second.record(&window(n - 21, 10), step(n)).unwrap();
+    }
+    second.finish(RunStatus::Completed).unwrap();
+
+    assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window"), 450);
+    assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window WHERE NOT superseded"), 400);
+    assert_eq!(ask(&path, "SELECT count(DISTINCT step) FROM window WHERE NOT superseded"), 40);
+    assert_eq!(ask(&path, "SELECT count(*) FROM window WHERE NOT superseded"), 40);
+    assert_eq!(ask(&path, "SELECT resumed_from_step FROM segment WHERE number = 1"), 20);
+    assert_eq!(ask(&path, "SELECT count(*) FROM run"), 1);
+}
+
+#[test]
+fn a_run_begun_anew_supersedes_all_its_earlier_steps() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE_NAME);
+    let mut first = Ledger::open(&path, &run(None)).unwrap();
+    first.record(&window(0, 10), step(1)).unwrap();
+    drop(first);
+    drop(Ledger::open(&path, &run(None)).unwrap());
+    assert_eq!(ask(&path, "SELECT count(*) FROM window WHERE superseded"), 1);
+}
+
+#[test]
+fn a_window_without_readings_is_unknown_on_disk_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE_NAME);
+    let mut ledger = Ledger::open(&path, &run(None)).unwrap();
+    let blind = WindowEnergy::new(0, WindowKind::Step, Seconds(0.5), None, false, Vec::new());
+    assert_eq!(ledger.record(&blind, step(1)).unwrap(), None);
+    ledger.finish(RunStatus::Completed).unwrap();
+    assert_eq!(ask(&path, "SELECT count(*) FROM window WHERE microjoules IS NULL AND grams IS NULL"), 1);
+}
+
+#[test]
+fn a_file_that_cannot_be_a_ledger_is_refused_with_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("none").join(FILE_NAME);
+    let error = Ledger::open(&missing, &run(None)).unwrap_err().to_string();
+    assert!(error.contains("none/ledger.sqlite") && error.contains("directory exists"), "{error}");
+
+    let garbage = directory.path().join("garbage.sqlite");
+    std::fs::write(&garbage, "not a database at all, but a text of some length".repeat(100)).unwrap();
+    let error = Ledger::open(&garbage, &run(None)).unwrap_err().to_string();
+    assert!(error.contains("no ledger"), "{error}");
+
+    let other = directory.path().join("other.sqlite");
+    Connection::open(&other).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
+    let error = Ledger::open(&other, &run(None)).unwrap_err().to_string();
+    assert!(error.contains("another program"), "{error}");
+}
+
+/// A ledger whose writes fail as `break_it` makes them fail.
+fn broken(path: &Path, break_it: impl Fn(&mut Connection)) -> Error {
+    let mut connection = store::open_for_writing(path).unwrap();
+    let segment = begin_segment(&mut connection, &run(None)).unwrap();
+    break_it(&mut connection);
+    let mut ledger = Ledger::with_connection(path, &run(None), connection, segment).unwrap();
+    for seq in 0..500 {
+        // Entering may succeed until the writer has met the disk.
+        if let Err(error) = ledger.record(&window(seq, 1), step(seq)) {
+            return error;
+        }
+    }
+    let error = ledger.flush().unwrap_err();
+    assert_eq!(ledger.record(&window(501, 1), step(501)).unwrap_err(), error, "the reason stays");
+    error
+}
+
+#[test]
+fn a_read_only_or_full_disk_gives_one_clear_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let read_only = broken(&directory.path().join("read-only.sqlite"), |connection| {
+        connection.pragma_update(None, "query_only", true).unwrap();
+    });
+    assert!(read_only.to_string().contains("make the file and its directory writable"), "{read_only}");
+
+    let full = broken(&directory.path().join("full.sqlite"), |connection| {
+        // The smallest count SQLite takes is that of the pages in use.
+        connection.pragma_update_and_check(None, "max_page_count", 1, |_| Ok(())).unwrap();
+    });
+    assert!(full.to_string().contains("free some space"), "{full}");
+}

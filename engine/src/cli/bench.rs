@@ -1,0 +1,166 @@
+//! `wattle bench`: the speed of full training steps on random tokens.
+
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use wattle_energy::{EnergyConfig, WindowKind};
+use wattle_kernels::rng::{Philox, Purpose};
+use wattle_kernels::{DType, pool};
+
+use crate::cli::exit;
+use crate::data::Batch;
+use crate::model::presets;
+use crate::optim::config::OptimizerConfig;
+use crate::telemetry::format;
+use crate::train::{Learner, flops_per_token, start_threads};
+
+/// Flags of `wattle bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: wattle bench --preset S --precision f32 --json")]
+pub struct Arguments {
+    /// The model's shape: S, M, F, G or OLMOE
+    #[arg(long, default_value = "S")]
+    preset: String,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = BenchDevice::Cpu)]
+    device: BenchDevice,
+    /// Number format of matrix products and activations
+    #[arg(long, value_enum, default_value_t = BenchPrecision::Auto)]
+    precision: BenchPrecision,
+    /// Steps, of which the first three only warm up
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(4..))]
+    steps: u64,
+    /// Sequences per step, instead of the preset's
+    #[arg(long)]
+    batch: Option<usize>,
+    /// CPU threads; 0 for all
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    /// Print the time of each phase to stderr
+    #[arg(long)]
+    phases: bool,
+    /// Print one JSON line
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BenchDevice {
+    Cpu,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BenchPrecision {
+    Auto,
+    F32,
+    Bf16,
+}
+
+const NUM_WARM_UP_STEPS: u64 = 3;
+
+/// Runs the benchmark.
+pub fn run(arguments: &Arguments) -> Result<u8> {
+    let Some(preset) = presets::preset(&arguments.preset) else {
+        let known: Vec<_> = presets::preset_names().collect();
+        bail!("unknown preset {:?}, expected one of {}", arguments.preset, known.join(", "));
+    };
+    start_threads(arguments.threads)?;
+    let compute = match arguments.precision {
+        BenchPrecision::F32 => DType::F32,
+        BenchPrecision::Bf16 => DType::Bf16,
+        BenchPrecision::Auto if wattle_kernels::bf16_is_fast() => DType::Bf16,
+        BenchPrecision::Auto => DType::F32,
+    };
+    let (batch, sequence) = (arguments.batch.unwrap_or(preset.batch), preset.sequence_length);
+    let optimizer = OptimizerConfig { batch_sequences: batch, ..OptimizerConfig::default() };
+    let moe = Some(&preset.moe);
+    let mut learner =
+        Learner::new(&preset.model, moe, preset.vocab_size, sequence, compute, optimizer, Some(0))?;
+    let step_tokens = (batch * sequence) as u64;
+    let monitor = wattle_energy::EnergyMonitor::from_config(&EnergyConfig::default())?;
+
+    let mut seconds = Vec::new();
+    let mut joules = Some(0.0);
+    let mut phases = Vec::new();
+    for step in 0..arguments.steps {
+        monitor.close_window(WindowKind::Idle);
+        let begin = Instant::now();
+        let random = Philox::new(0, Purpose::Synthetic, step);
+        let report = learner.step(1, step_tokens, 1e-3, |_| {
+            random_batch(&random, batch, sequence, preset.vocab_size)
+        })?;
+        let spent = begin.elapsed().as_secs_f64();
+        let energy = monitor.close_window(WindowKind::Step);
+        if step >= NUM_WARM_UP_STEPS {
+            seconds.push(spent);
+            joules = joules.zip(energy.joules).map(|(sum, step)| sum + step.0);
+            phases.push(report.phases);
+        }
+    }
+    if arguments.phases {
+        let num_steps = phases.len() as f64;
+        for phase in crate::autograd::Phase::ALL {
+            let total: f64 = phases.iter().map(|split| split[phase as usize].1.as_secs_f64()).sum();
+            eprintln!("{:>14} {:>9.1} ms", phase.name(), total / num_steps * 1e3);
+        }
+    }
+    let measured_tokens = step_tokens as f64 * seconds.len() as f64;
+    let step_seconds = median(&mut seconds);
+    let flops = flops_per_token(&preset.model, moe, preset.vocab_size, sequence);
+    let tokens_per_second = step_tokens as f64 / step_seconds;
+    let peak = wattle_kernels::peak::measure_flops(compute);
+    let params = learner.store.num_weights();
+    let inactive = preset.model.num_layers
+        * (preset.moe.num_experts - preset.moe.top_k)
+        * 3
+        * preset.model.d_model
+        * preset.moe.expert_ffn_size;
+    let result = json!({
+        "engine": "wattle",
+        "version": env!("CARGO_PKG_VERSION"),
+        "preset": arguments.preset,
+        "device": "cpu",
+        "precision": compute.name(),
+        "params": params,
+        "active_params": params - inactive,
+        "tokens_per_s": tokens_per_second.round(),
+        "step_ms": (step_seconds * 1e4).round() / 10.0,
+        "gflops": (flops * tokens_per_second / 1e8).round() / 10.0,
+        "mfu": (flops * tokens_per_second / peak * 1e3).round() / 1e3,
+        "peak_memory_bytes": pool::stats().peak_bytes,
+        "joules_per_token": joules.map(|joules| joules / measured_tokens),
+        "energy_source": monitor.source_label(),
+    });
+    if arguments.json {
+        println!("{result}");
+    } else {
+        println!("preset {} on cpu in {}", arguments.preset, compute.name());
+        println!("  {} tokens/s, {:.1} ms a step", format::count(tokens_per_second as u64), step_seconds * 1e3);
+        println!("  {:.1} GFLOP/s, {:.1} % of the measured {:.0}", flops * tokens_per_second / 1e9,
+            100.0 * flops * tokens_per_second / peak, peak / 1e9);
+        println!("  {} at the peak", format::bytes(pool::stats().peak_bytes));
+        if let Some(joules) = joules {
+            println!("  {:.4} J/token ({})", joules / measured_tokens, monitor.source_label());
+        }
+    }
+    Ok(exit::DONE)
+}
+
+fn random_batch(random: &Philox, batch: usize, sequence: usize, vocab_size: usize) -> Batch {
+    let token = |position: usize| random.below(position as u64, vocab_size as u64) as i32;
+    let rows = |shift: usize| {
+        (0..batch * sequence).map(|i| token(i / sequence * (sequence + 1) + i % sequence + shift)).collect()
+    };
+    Batch { ids: rows(0), targets: rows(1), batch, sequence_length: sequence }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}

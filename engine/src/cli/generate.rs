@@ -1,0 +1,97 @@
+//! `wattle generate`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::json;
+
+use crate::cli::exit;
+use crate::data::StreamDecoder;
+use crate::interop::LoadedModel;
+use crate::model::{Sampling, generate};
+use crate::train::start_threads;
+
+/// Flags of `wattle generate`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: wattle generate runs/quickstart-20261124-120000 --prompt 'fn main() {'")]
+pub struct Arguments {
+    /// A run directory (its newest valid checkpoint) or a checkpoint directory
+    model: PathBuf,
+    /// The text to continue
+    #[arg(long)]
+    prompt: String,
+    /// Tokens to generate at most
+    #[arg(long, default_value_t = 200)]
+    max_tokens: usize,
+    /// Divides the logits; 0 takes the likeliest token always
+    #[arg(long, default_value_t = 0.8)]
+    temperature: f64,
+    /// Only the K likeliest tokens; 0 for no such limit
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Only the likeliest tokens whose probabilities reach P
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    top_p: f64,
+    /// Seed of the draws
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Print one JSON object at the end instead of the text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Continues the prompt.
+pub fn run(arguments: &Arguments) -> Result<u8> {
+    start_threads(0)?;
+    let mut model = LoadedModel::open(&arguments.model)?;
+    let sampling = Sampling {
+        temperature: arguments.temperature,
+        top_k: arguments.top_k,
+        top_p: arguments.top_p,
+        seed: arguments.seed,
+    };
+    let boundary = model.tokenizer.boundary_id();
+    let prompt = model.prompt_ids(&arguments.prompt)?;
+    let mut stream = StreamDecoder::new(&model.tokenizer);
+    let mut generated = Vec::new();
+    let mut text = String::new();
+    let mut out = std::io::stdout().lock();
+    let mut written: Result<()> = Ok(());
+    let max_positions = model.max_positions;
+    generate(
+        &model.decoder,
+        &mut model.store,
+        &mut model.routing,
+        &prompt,
+        arguments.max_tokens,
+        max_positions,
+        &sampling,
+        |token| {
+            if token == boundary {
+                return false;
+            }
+            generated.push(token);
+            written = stream.push(token).map_err(Into::into).and_then(|piece| {
+                text.push_str(&piece);
+                if arguments.json {
+                    return Ok(());
+                }
+                out.write_all(piece.as_bytes())?;
+                Ok(out.flush()?)
+            });
+            written.is_ok()
+        },
+    )?;
+    written?;
+    let rest = stream.finish()?;
+    if arguments.json {
+        text.push_str(&rest);
+        let result = json!({ "prompt": arguments.prompt, "text": text, "tokens": generated });
+        writeln!(out, "{result}")?;
+    } else {
+        writeln!(out, "{rest}")?;
+    }
+    Ok(exit::DONE)
+}

@@ -1,0 +1,126 @@
+//! The sparse feed-forward block: a router chooses experts for each token, shared experts see all tokens.
+
+use wattle_kernels::{DType, Device, Tensor};
+use wattle_router::{LoadAccumulator, Result, RouterConfig, RoutingStats, update_bias};
+
+use crate::autograd::{Phase, RoutedExperts, Tape, Var};
+use crate::model::config::MoeConfig;
+use crate::model::decoder::Builder;
+use crate::model::{FeedForward, ParamId};
+
+/// One sparse layer: x `[b, t, d]` -> `[b, t, d]`.
+#[derive(Debug)]
+pub struct MoeLayer {
+    router: ParamId,
+    experts: RoutedExperts,
+    shared: Option<FeedForward>,
+    config: RouterConfig,
+}
+
+impl MoeLayer {
+    /// Adds the layer's parameters under `name`.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub(super) fn new(build: &mut Builder, name: &str, d: usize, config: &MoeConfig) -> Result<Self> {
+        let (e, f) = (config.num_experts, config.expert_ffn_size);
+        Ok(MoeLayer {
+            router: build.add_f32(&format!("{name}.router"), &[e, d], build.input_init())?,
+            experts: RoutedExperts {
+                gate_up: build.add(&format!("{name}.gate_up"), &[e, 2 * f, d], build.input_init())?,
+                down: build.add(&format!("{name}.down"), &[e, d, f], build.output_init())?,
+            },
+            shared: match config.num_shared_experts {
+                0 => None,
+                n => Some(FeedForward::new(build, &format!("{name}.shared"), d, n * f)?),
+            },
+            config: config.router(),
+        })
+    }
+
+    /// The layer's contribution to the residual stream.
+    ///
+    /// # Errors
+    /// Any kernel error.
+    pub(super) fn forward(
+        &self,
+        tape: &mut Tape,
+        x_btd: &Var,
+        state: &mut RoutingState,
+        loss_scale: f32,
+    ) -> Result<Var> {
+        let shape = x_btd.value.shape().to_vec();
+        let [b, t, d] = [shape[0], shape[1], shape[2]];
+        tape.enter(Phase::Router);
+        let x_td = tape.reshape(x_btd, &[b * t, d])?;
+        let x_f32 = match x_td.value.dtype() {
+            DType::F32 => x_td.clone(),
+            _ => tape.cast(&x_td, DType::F32)?,
+        };
+        let logits = tape.linear(&x_f32, self.router)?;
+        let RoutingState { bias, load, .. } = state;
+        let (weights, routing) = tape.route(&logits, bias.as_ref(), &self.config, b, load, loss_scale)?;
+        tape.enter(Phase::Experts);
+        let mut y = tape.experts(&x_td, &weights, &routing, self.experts)?;
+        if let Some(shared) = &self.shared {
+            tape.enter(Phase::FeedForward);
+            let dense = shared.forward(tape, &x_td)?;
+            y = tape.add(&y, &dense)?;
+        }
+        tape.reshape(&y, &shape)
+    }
+
+    /// A new routing state for this layer.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub(super) fn new_state(&self) -> Result<RoutingState> {
+        let num_experts = self.config.num_experts;
+        let bias = if self.config.bias_update_rate > 0.0 {
+            Some(Tensor::zeros(&[num_experts], DType::F32, Device::Cpu)?)
+        } else {
+            None
+        };
+        Ok(RoutingState { bias, load: LoadAccumulator::new(num_experts), rate: self.config.bias_update_rate })
+    }
+}
+
+/// What one sparse layer's router carries from step to step, outside the gradient.
+#[derive(Debug)]
+pub struct RoutingState {
+    /// Added to the scores for the choice alone; moved once per optimizer step.
+    pub bias: Option<Tensor>,
+    /// Tokens per expert since the last [`RoutingState::end_step`].
+    load: LoadAccumulator,
+    rate: f32,
+}
+
+impl RoutingState {
+    /// Closes an optimizer step: moves the bias against the load and returns the step's statistics.
+    ///
+    /// # Errors
+    /// Out of memory, when the bias is shared.
+    pub fn end_step(&mut self) -> Result<RoutingStats> {
+        let stats = self.stats();
+        if let Some(bias) = &mut self.bias {
+            update_bias(bias.data_mut::<f32>()?, &self.load.load_e, self.rate)?;
+        }
+        self.load.reset();
+        Ok(stats)
+    }
+
+    /// Statistics of the step so far.
+    pub fn stats(&self) -> RoutingStats {
+        RoutingStats::new(&self.load)
+    }
+
+    /// Assignments per expert of the step so far.
+    pub fn tokens_per_expert(&self) -> Vec<u64> {
+        self.load.load_e.iter().map(|&tokens| tokens as u64).collect()
+    }
+
+    /// Forgets the loads of passes that must not count: evaluation.
+    pub fn discard_load(&mut self) {
+        self.load.reset();
+    }
+}

@@ -1,0 +1,170 @@
+//! Which run a start continues, and whether it is the same run.
+
+use std::path::{Path, PathBuf};
+
+use crate::checkpoint::{self, CheckpointError, State};
+use crate::config::Resolved;
+use crate::train::{Options, RunDirectory, TrainError};
+
+/// How `--resume` was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// Continue the run of `--run-dir`, or else an unfinished run of the same name and configuration.
+    Auto,
+    /// Start anew.
+    Never,
+    /// Continue this run or checkpoint directory.
+    From(PathBuf),
+}
+
+/// A directory to train into and, when there is one, the checkpoint to go on from.
+pub(super) struct Start {
+    pub(super) run: RunDirectory,
+    pub(super) checkpoint: Option<(PathBuf, State)>,
+    /// What a person should know: refused checkpoints, changed settings.
+    pub(super) messages: Vec<String>,
+}
+
+/// Keys whose change makes it another run: the weights or the data would not fit.
+const IDENTITY: [&str; 5] = ["model.", "moe.", "tokenizer.", "data.", "run.seed"];
+
+/// Finds or makes the run directory.
+pub(super) fn choose(resolved: &Resolved, options: &Options) -> Result<Start, TrainError> {
+    let run = &resolved.config.run;
+    match (&options.resume, &options.run_directory) {
+        (Resume::From(path), run_directory) => from_path(path, run_directory.as_deref(), resolved),
+        (Resume::Never, Some(path)) if RunDirectory::at(path).config().exists() => {
+            Err(TrainError::RunExists { path: path.clone() })
+        }
+        (Resume::Auto, Some(path)) if RunDirectory::at(path).config().exists() => continue_in(path, resolved),
+        (_, Some(path)) => fresh(path),
+        (Resume::Never, None) => fresh(&RunDirectory::new_path(&run.directory, &run.name)?),
+        (Resume::Auto, None) => match unfinished(resolved)? {
+            Some(start) => Ok(start),
+            None => fresh(&RunDirectory::new_path(&run.directory, &run.name)?),
+        },
+    }
+}
+
+/// Every resolved value as the run directory keeps it.
+pub(super) fn config_text(resolved: &Resolved) -> Result<String, TrainError> {
+    resolved.to_toml().map_err(|error| {
+        let source = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+        TrainError::System { action: "write the configuration as TOML", source }
+    })
+}
+
+fn fresh(path: &Path) -> Result<Start, TrainError> {
+    Ok(Start { run: take(path)?, checkpoint: None, messages: Vec::new() })
+}
+
+fn take(path: &Path) -> Result<RunDirectory, TrainError> {
+    RunDirectory::take(path)?.ok_or_else(|| TrainError::RunBusy { path: path.to_owned() })
+}
+
+/// Goes on in a run directory, from its newest valid checkpoint or, without one, from the start.
+fn continue_in(path: &Path, resolved: &Resolved) -> Result<Start, TrainError> {
+    let run = take(path)?;
+    let mut messages = compare(&run, resolved)?;
+    let newest = checkpoint::newest_valid(&run.checkpoints())?;
+    let checkpoint = newest.map(|newest| {
+        messages.extend(newest.rejected.iter().map(|rejected| format!("checkpoint refused: {}", rejected.reason)));
+        (newest.path, newest.state)
+    });
+    Ok(Start { run, checkpoint, messages })
+}
+
+fn from_path(path: &Path, run_directory: Option<&Path>, resolved: &Resolved) -> Result<Start, TrainError> {
+    if !path.join("manifest.json").exists() {
+        let start = continue_in_existing(path, resolved)?;
+        return match run_directory {
+            None => Ok(start),
+            Some(other) => Ok(Start { run: take(other)?, ..start }),
+        };
+    }
+    let state = checkpoint::load(path)?;
+    let run_path = match (run_directory, path.parent().and_then(Path::parent)) {
+        (Some(given), _) => given.to_owned(),
+        (None, Some(above)) => above.to_owned(),
+        (None, None) => PathBuf::from("."),
+    };
+    let run = take(&run_path)?;
+    let messages = if run.config().exists() { compare(&run, resolved)? } else { Vec::new() };
+    Ok(Start { run, checkpoint: Some((path.to_owned(), state)), messages })
+}
+
+fn continue_in_existing(path: &Path, resolved: &Resolved) -> Result<Start, TrainError> {
+    let not_found = || CheckpointError::NotFound {
+        path: path.to_owned(),
+        remedy: "give --resume a run directory with checkpoints, one of its checkpoints, auto or never",
+    };
+    if !RunDirectory::at(path).config().exists() {
+        return Err(not_found().into());
+    }
+    let start = continue_in(path, resolved)?;
+    match start.checkpoint {
+        Some(_) => Ok(start),
+        None => Err(not_found().into()),
+    }
+}
+
+/// The newest run of this name and exactly this configuration that has tokens left to train.
+fn unfinished(resolved: &Resolved) -> Result<Option<Start>, TrainError> {
+    let run = &resolved.config.run;
+    let wanted = config_text(resolved)?;
+    for candidate in RunDirectory::candidates(&run.directory, &run.name) {
+        if std::fs::read_to_string(candidate.config()).is_ok_and(|saved| saved == wanted) {
+            let Some(manifest) = checkpoint::newest_header(&candidate.checkpoints())? else { continue };
+            if manifest.progress.tokens >= run.max_tokens.get() {
+                continue;
+            }
+            match continue_in(candidate.path(), resolved) {
+                Err(TrainError::RunBusy { .. }) => continue,
+                other => return other.map(Some),
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Refuses another model or other data; names what else has changed.
+fn compare(run: &RunDirectory, resolved: &Resolved) -> Result<Vec<String>, TrainError> {
+    let path = run.config();
+    let saved = crate::files::read_to_string(&path)?;
+    let parse = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
+    let (saved, given) = (flatten(&parse(&saved)), flatten(&parse(&config_text(resolved)?)));
+    let mut messages = Vec::new();
+    for key in saved.keys().chain(given.keys().filter(|key| !saved.contains_key(*key))) {
+        let show = |side: Option<&String>| side.cloned().unwrap_or_else(|| "not set".to_owned());
+        let (before, now) = (saved.get(key), given.get(key));
+        if before == now {
+            continue;
+        }
+        if IDENTITY.iter().any(|prefix| key.starts_with(prefix)) {
+            return Err(TrainError::AnotherRun {
+                path: run.path().to_owned(),
+                key: key.clone(),
+                saved: show(before),
+                given: show(now),
+            });
+        }
+        messages.push(format!("{key} was {} when the run began, now {}", show(before), show(now)));
+    }
+    Ok(messages)
+}
+
+/// Dotted keys with their values as text.
+fn flatten(table: &toml::Table) -> std::collections::BTreeMap<String, String> {
+    let mut out = std::collections::BTreeMap::new();
+    for (section, values) in table {
+        match values {
+            toml::Value::Table(values) => {
+                out.extend(values.iter().map(|(key, value)| (format!("{section}.{key}"), value.to_string())));
+            }
+            value => {
+                out.insert(section.clone(), value.to_string());
+            }
+        }
+    }
+    out
+}

@@ -1,0 +1,112 @@
+//! The run directory: where each file of a run is, held by one process at a time.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::files::FileError;
+
+/// A run's directory on disk.
+#[derive(Clone, Debug)]
+pub struct RunDirectory {
+    path: PathBuf,
+    /// Locked while this process trains into the directory.
+    lock: Option<Arc<File>>,
+}
+
+impl RunDirectory {
+    /// Makes the directory if it is not there and takes it for this process; none when another process has it.
+    ///
+    /// # Errors
+    /// When it cannot be made or written to.
+    pub fn take(path: &Path) -> Result<Option<Self>, FileError> {
+        let checkpoints = path.join("checkpoints");
+        fs::create_dir_all(&checkpoints).map_err(failed("create", path))?;
+        let lock = path.join(".lock");
+        let file = File::create(&lock).map_err(failed("create", &lock))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(RunDirectory { path: path.to_owned(), lock: Some(Arc::new(file)) })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed("lock", &lock)(error)),
+        }
+    }
+
+    /// A path `<base>/<name>-<UTC time>` that did not exist, numbered when that is taken; the directory is made.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn new_path(base: &Path, name: &str) -> Result<PathBuf, FileError> {
+        let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
+        let first = base.join(format!("{name}-{time}"));
+        let mut path = first.clone();
+        for number in 2.. {
+            fs::create_dir_all(base).map_err(failed("create", base))?;
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    path = base.join(format!("{name}-{time}-{number}"));
+                }
+                Err(error) => return Err(failed("create", &path)(error)),
+                Ok(()) => break,
+            }
+        }
+        Ok(path)
+    }
+
+    /// A directory to read from.
+    pub fn at(path: &Path) -> Self {
+        RunDirectory { path: path.to_owned(), lock: None }
+    }
+
+    /// Whether this process holds the directory for training.
+    pub fn is_taken(&self) -> bool {
+        self.lock.is_some()
+    }
+
+    /// Run directories of this name below `base`, newest first.
+    pub fn candidates(base: &Path, name: &str) -> Vec<Self> {
+        let prefix = format!("{name}-");
+        let mut paths: Vec<PathBuf> = fs::read_dir(base)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix)))
+            .collect();
+        paths.sort();
+        paths.reverse();
+        paths.iter().map(|path| Self::at(path)).collect()
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every resolved value of the configuration.
+    pub fn config(&self) -> PathBuf {
+        self.path.join("config.toml")
+    }
+
+    /// One object a step.
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// Energy and carbon.
+    pub fn ledger(&self) -> PathBuf {
+        self.path.join("ledger.sqlite")
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> PathBuf {
+        self.path.join("tokenizer.json")
+    }
+
+    /// The checkpoints.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+}
+
+fn failed(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> FileError {
+    move |source| FileError { path: path.to_owned(), what: what.to_owned(), source }
+}
