@@ -344,8 +344,14 @@ mod tests {
             assert!(!ids.contains(&tokenizer.boundary_id()));
             assert_eq!(tokenizer.decode(&ids).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn a_loaded_file_can_neither_cut_text_nor_encode_it_at_random() {
+        let text = format!("{}{BOUNDARY_TOKEN}", TEXTS[3]);
         let mut json: serde_json::Value = serde_json::from_str(&BPE.to_json().unwrap()).unwrap();
         json["added_tokens"][0]["special"] = false.into();
+        json["model"]["dropout"] = 0.5.into();
         json["truncation"] = serde_json::json!(
             {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
         );
@@ -354,6 +360,22 @@ mod tests {
         std::fs::write(&path, json.to_string()).unwrap();
         let loaded = Tokenizer::from_file(&path).unwrap();
         assert_eq!(loaded.encode(&text).unwrap(), BPE.encode(&text).unwrap());
+    }
+
+    #[test]
+    fn no_changed_byte_brings_the_loader_down() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokenizer.json");
+        let json = BPE.to_json().unwrap().into_bytes();
+        for place in (0..json.len()).step_by(41) {
+            let mut changed = json.clone();
+            changed[place] = b'9';
+            std::fs::write(&path, changed).unwrap();
+            if let Ok(tokenizer) = Tokenizer::from_file(&path) {
+                let ids = tokenizer.encode(&TEXTS[0]).unwrap();
+                assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
+            }
+        }
     }
 
     #[test]
