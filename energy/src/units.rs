@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::iter::Sum;
-use std::ops::{Add, AddAssign, Div, Mul};
+use std::ops::{Add, AddAssign, Mul};
 
 use serde::{Deserialize, Serialize};
 
@@ -78,13 +78,6 @@ impl Mul<Seconds> for Watts {
     type Output = Joules;
     fn mul(self, time: Seconds) -> Joules {
         Joules(self.0 * time.0)
-    }
-}
-
-impl Div<f64> for Joules {
-    type Output = Joules;
-    fn div(self, by: f64) -> Joules {
-        Joules(self.0 / by)
     }
 }
 

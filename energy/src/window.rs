@@ -30,17 +30,6 @@ pub enum WindowKind {
 }
 
 impl WindowKind {
-    /// All kinds, in the order of a report.
-    pub const ALL: [WindowKind; 7] = [
-        WindowKind::Setup,
-        WindowKind::Step,
-        WindowKind::Evaluation,
-        WindowKind::Checkpoint,
-        WindowKind::Data,
-        WindowKind::Idle,
-        WindowKind::Unattributed,
-    ];
-
     /// The name in files and labels.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -105,7 +94,7 @@ pub struct EnergyTotals {
     pub duration: Seconds,
     /// Windows closed.
     pub windows: u64,
-    /// Energy of all domains.
+    /// Energy of all domains; without domains nothing is known of it, and this is 0.
     pub joules: Joules,
     /// Share of the joules that was measured, 0 to 1.
     pub measured_share: f64,

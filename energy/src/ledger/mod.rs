@@ -24,7 +24,7 @@ pub(crate) use store::{open_for_reading, read_failure};
 
 use crate::carbon::GridIntensity;
 use crate::error::{Error, Result};
-use crate::units::Grams;
+use crate::units::{Grams, MicroJoules};
 use crate::window::WindowEnergy;
 use writer::{Command, Row};
 
@@ -38,6 +38,7 @@ pub struct Ledger {
     segment: i64,
     intensity: GridIntensity,
     pue: f64,
+    before: Spent,
     commands: SyncSender<Command>,
     writer: Option<JoinHandle<()>>,
     /// Set by the writer when it had to give up.
@@ -70,6 +71,15 @@ pub struct WindowTags {
     pub tokens: u64,
     /// The step's loss, in nats.
     pub loss: Option<f64>,
+}
+
+/// Energy at the computer and the emissions counted for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// The energy.
+    pub energy: MicroJoules,
+    /// The emissions.
+    pub grams: Grams,
 }
 
 /// How a run or a segment of it stands.
@@ -114,12 +124,18 @@ impl Ledger {
     /// When the file cannot be written or is not a ledger.
     pub fn open(path: &Path, run: &RunInfo) -> Result<Self> {
         let mut connection = store::open_for_writing(path)?;
-        let segment =
+        let (segment, before) =
             begin_segment(&mut connection, run).map_err(|error| store::failure(path, "write", &error))?;
-        Self::with_connection(path, run, connection, segment)
+        Self::with_connection(path, run, connection, segment, before)
     }
 
-    fn with_connection(path: &Path, run: &RunInfo, connection: Connection, segment: i64) -> Result<Self> {
+    fn with_connection(
+        path: &Path,
+        run: &RunInfo,
+        connection: Connection,
+        segment: i64,
+        before: Spent,
+    ) -> Result<Self> {
         let (commands, inbox) = sync_channel(MAX_WAITING);
         let failure = Arc::new(OnceLock::new());
         let writer = {
@@ -139,6 +155,7 @@ impl Ledger {
             segment,
             intensity: run.intensity.clone(),
             pue: run.pue,
+            before,
             commands,
             writer: Some(writer),
             failure,
@@ -160,6 +177,11 @@ impl Ledger {
             grams,
         }))?;
         Ok(grams)
+    }
+
+    /// What earlier segments of this run have spent, superseded work included: running totals go on from here.
+    pub fn spent_before(&self) -> Spent {
+        self.before
     }
 
     /// Waits until every window entered so far is on disk.
@@ -217,8 +239,9 @@ impl Drop for Ledger {
     }
 }
 
-/// Enters the run, if new, and a new segment of it; settles what earlier processes left open.
-fn begin_segment(connection: &mut Connection, run: &RunInfo) -> rusqlite::Result<i64> {
+/// Enters the run, if new, and a new segment of it; settles what earlier processes left open and sums what they
+/// have spent.
+fn begin_segment(connection: &mut Connection, run: &RunInfo) -> rusqlite::Result<(i64, Spent)> {
     let now = Timestamp::now().to_string();
     let transaction = connection.transaction()?;
     for table in ["segment", "run"] {
@@ -269,8 +292,14 @@ fn begin_segment(connection: &mut Connection, run: &RunInfo) -> rusqlite::Result
         ],
     )?;
     let segment = transaction.last_insert_rowid();
+    let before = transaction.query_row(
+        "SELECT coalesce(sum(microjoules), 0), total(grams)
+         FROM window WHERE segment IN (SELECT id FROM segment WHERE run = ?1)",
+        [id],
+        |row| Ok(Spent { energy: MicroJoules(row.get(0)?), grams: Grams(row.get(1)?) }),
+    )?;
     transaction.commit()?;
-    Ok(segment)
+    Ok((segment, before))
 }
 
 fn host_name() -> String {

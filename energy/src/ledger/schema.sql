@@ -9,7 +9,7 @@ CREATE TABLE run (
     started_at  TEXT NOT NULL,
     ended_at    TEXT,
     status      TEXT NOT NULL CHECK (status IN ('running', 'completed', 'interrupted', 'failed', 'crashed'))
-) STRICT;
+);
 
 -- One process lifetime of a run, with the carbon intensity it counts with, frozen.
 CREATE TABLE segment (
@@ -28,7 +28,7 @@ CREATE TABLE segment (
     intensity_source  TEXT NOT NULL,
     pue               REAL NOT NULL,
     UNIQUE (run, number)
-) STRICT;
+);
 
 -- One measurement window. A window is written once: (segment, seq) names it.
 CREATE TABLE window (
@@ -46,7 +46,7 @@ CREATE TABLE window (
     complete           INTEGER NOT NULL,         -- 0: a sensor could not be read; its energy is in a later window
     superseded         INTEGER NOT NULL DEFAULT 0, -- 1: done again after a resume; spent, but not in the model
     PRIMARY KEY (segment, seq)
-) STRICT, WITHOUT ROWID;
+) WITHOUT ROWID;
 
 -- The energy of each domain in a window; a window's microjoules are the sum of its rows here.
 CREATE TABLE window_energy (
@@ -58,6 +58,6 @@ CREATE TABLE window_energy (
     microjoules INTEGER NOT NULL,
     PRIMARY KEY (segment, seq, domain),
     FOREIGN KEY (segment, seq) REFERENCES window (segment, seq)
-) STRICT, WITHOUT ROWID;
+) WITHOUT ROWID;
 
 CREATE INDEX window_step ON window (step);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::carbon;
 use crate::meter::Provenance;
-use crate::units::{MicroJoules, Seconds};
+use crate::units::Seconds;
 use crate::window::{DomainEnergy, WindowKind};
 
 fn run(resumed_from_step: Option<u64>) -> RunInfo {
@@ -87,6 +87,7 @@ fn a_resumed_run_keeps_what_was_spent_and_marks_what_was_done_again() {
     drop(first);
 
     let mut second = Ledger::open(&path, &run(Some(20))).unwrap();
+    assert_eq!(second.spent_before().energy, MicroJoules(250));
     assert_eq!(ask(&path, "SELECT count(*) FROM segment WHERE status = 'crashed' AND ended_at IS NULL"), 1);
     for n in 21..=40 {
         second.record(&window(n - 21, 10), step(n)).unwrap();
@@ -144,9 +145,9 @@ fn a_file_that_cannot_be_a_ledger_is_refused_with_what_to_do() {
 /// A ledger whose writes fail as `break_it` makes them fail.
 fn broken(path: &Path, break_it: impl Fn(&mut Connection)) -> Error {
     let mut connection = store::open_for_writing(path).unwrap();
-    let segment = begin_segment(&mut connection, &run(None)).unwrap();
+    let (segment, before) = begin_segment(&mut connection, &run(None)).unwrap();
     break_it(&mut connection);
-    let mut ledger = Ledger::with_connection(path, &run(None), connection, segment).unwrap();
+    let mut ledger = Ledger::with_connection(path, &run(None), connection, segment, before).unwrap();
     for seq in 0..500 {
         // Entering may succeed until the writer has met the disk.
         if let Err(error) = ledger.record(&window(seq, 1), step(seq)) {

@@ -18,32 +18,32 @@ type Outcome = std::result::Result<Reading, MeterError>;
 
 /// Everything the monitor knows, under one lock.
 pub(super) struct Book {
-    pub(super) tracks: Vec<Track>,
+    tracks: Vec<Track>,
     /// For each source.
     pub(super) states: Vec<SourceState>,
-    pub(super) started: Duration,
-    pub(super) window_start: Duration,
-    pub(super) windows: u64,
-    pub(super) resets: u64,
-    pub(super) spikes: u64,
-    pub(super) gap: Duration,
+    started: Duration,
+    window_start: Duration,
+    windows: u64,
+    resets: u64,
+    spikes: u64,
+    gap: Duration,
     pub(super) closing_cpu: Duration,
     pub(super) alerts: Vec<MeterError>,
 }
 
 /// One domain.
 pub(super) struct Track {
-    pub(super) source: usize,
-    pub(super) domain: Domain,
-    pub(super) curve: Curve,
+    source: usize,
+    domain: Domain,
+    curve: Curve,
 }
 
 /// How a source is doing.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SourceState {
     pub(super) last_try: Duration,
-    pub(super) last_reading: Duration,
-    pub(super) failing: bool,
+    last_reading: Duration,
+    failing: bool,
     pub(super) gone: bool,
 }
 

@@ -69,14 +69,15 @@ impl EnergyMonitor {
     /// # Errors
     /// When a meter that was named is missing, or none can be read.
     pub fn from_config(config: &EnergyConfig) -> Result<Self> {
-        let interval = Duration::from_millis(config.interval_ms);
-        detect(config)?
-            .into_iter()
-            .fold(Self::builder().interval(interval), |b, meter| b.meter(meter))
-            .start()
+        let found = detect(config)?;
+        let builder = Self::builder().interval(Duration::from_millis(config.interval_ms));
+        let monitor =
+            found.meters.into_iter().fold(builder, |builder, meter| builder.meter(meter)).start()?;
+        monitor.shared.book().alerts.extend(found.passed_over);
+        Ok(monitor)
     }
 
-    /// Ends the current window here, names what it was, and begins the next. Costs microseconds.
+    /// Ends the current window here, names what it was, and begins the next. Costs tens of microseconds.
     pub fn close_window(&self, kind: WindowKind) -> WindowEnergy {
         let edge = self.shared.clock.now();
         let cpu_before = thread_cpu_time();
@@ -104,7 +105,8 @@ impl EnergyMonitor {
         self.shared.totals()
     }
 
-    /// Failures of meters since the last call, one for each stretch of failed readings: to be told to the user.
+    /// What the user should hear, since the last call: counters that `auto` found but could not use, and failures to
+    /// read, one for each stretch of them.
     pub fn take_alerts(&self) -> Vec<MeterError> {
         std::mem::take(&mut self.shared.book().alerts)
     }
