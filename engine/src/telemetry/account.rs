@@ -1,8 +1,9 @@
 //! The energy account of a run: closes windows, prices them, and enters each into the ledger once.
 
-use wattle_energy::ledger::{Ledger, RunInfo, RunStatus, WindowTags};
 use wattle_energy::report::{Overrides, Report};
-use wattle_energy::{EnergyMonitor, EnergyTotals, Result, WindowEnergy, WindowKind};
+use wattle_energy::{
+    EnergyMonitor, EnergyTotals, Ledger, Result, RunInfo, RunStatus, WindowEnergy, WindowKind, WindowTags,
+};
 
 use crate::config::Config;
 use crate::train::{Ended, RunDirectory};

@@ -94,7 +94,8 @@ impl Learner {
             losses.balance += part.balance;
             losses.z += part.z;
             if !part.total().is_finite() {
-                return Ok(self.skipped(losses, f64::NAN, step_tokens, tape.into_clock()));
+                let clock = tape.into_clock();
+                return Ok(self.skipped(losses, f64::NAN, step_tokens, clock));
             }
             clock = tape.backward()?;
         }

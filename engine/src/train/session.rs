@@ -13,7 +13,7 @@ use crate::files::JsonlWriter;
 use crate::telemetry::{EnergyAccount, Priced, Progress, StepMetrics};
 use crate::train::setup::Setup;
 use crate::train::signals::Signals;
-use crate::train::snapshot::{self, Position};
+use crate::train::snapshot;
 use crate::train::summary::Summary;
 use crate::train::{Options, StepReport, TrainError};
 
