@@ -97,9 +97,7 @@ impl CarbonConfig {
         if let Some(grams) = self.grams_per_kwh.filter(|grams| !(0.0..=5000.0).contains(grams)) {
             problems.push(problem("carbon.grams_per_kwh", grams, "0 to 5000"));
         }
-        if !(1.0..=10.0).contains(&self.pue) {
-            problems.push(problem("carbon.pue", self.pue, "1.0 to 10.0"));
-        }
+        problems.extend(pue_problem(self.pue));
         problems
     }
 
@@ -119,6 +117,11 @@ impl CarbonConfig {
             }),
         }
     }
+}
+
+/// What is wrong with a power usage effectiveness: no building draws less than its computers.
+pub(crate) fn pue_problem(pue: f64) -> Option<Problem> {
+    (!(1.0..=10.0).contains(&pue)).then(|| problem("carbon.pue", pue, "1.0 to 10.0"))
 }
 
 fn problem(key: &str, got: impl std::fmt::Display, expected: &str) -> Problem {

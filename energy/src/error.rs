@@ -25,6 +25,14 @@ pub enum Error {
         /// The closest known codes with their names.
         nearest: Vec<String>,
     },
+    /// A setting is outside its range.
+    #[error("{key} {message}")]
+    Setting {
+        /// Which one.
+        key: String,
+        /// What it is and what was expected.
+        message: String,
+    },
     /// The ledger's file could not be read or written.
     #[error("{}: cannot {action} the energy ledger: {reason}; {remedy}", path.display())]
     Ledger {

@@ -52,7 +52,8 @@ fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
     // A finished ledger in a read-only directory: SQLite cannot place its index beside it, and needs none as long
     // as no log of an unfinished writer is there.
     let log = PathBuf::from(format!("{}-wal", path.display()));
-    if error.sqlite_error_code() != Some(ErrorCode::CannotOpen) || log.exists() {
+    let no_place = matches!(error.sqlite_error_code(), Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly));
+    if !no_place || log.exists() {
         return Err(error);
     }
     let escaped = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");

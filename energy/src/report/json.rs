@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Account, Report, RunReport, SegmentReport};
+use crate::units::Joules;
 
 pub(super) fn render(report: &Report) -> Value {
     json!({
@@ -49,25 +50,26 @@ fn segment(segment: &SegmentReport) -> Value {
 }
 
 fn account(account: &Account) -> Value {
-    let energy = account.energy.joules();
+    // Without any reading the joules are unknown, and so is all that follows from them.
+    let energy = account.joules();
     json!({
         "duration_seconds": account.duration,
         "steps": account.steps,
         "tokens": account.tokens,
         "energy_joules": energy,
-        "energy_kwh": energy.kilowatt_hours(),
-        "facility_energy_joules": account.facility,
-        "superseded_energy_joules": account.superseded.joules(),
+        "energy_kwh": energy.map(Joules::kilowatt_hours),
+        "facility_energy_joules": energy.map(|_| account.facility),
+        "superseded_energy_joules": energy.map(|_| account.superseded.joules()),
         "joules_per_token": account.joules_per_token(),
         "average_watts": account.average_power(),
-        "emissions_grams_co2e": account.grams,
-        "measured_share_percent": account.measured_share() * 100.0,
+        "emissions_grams_co2e": energy.map(|_| account.grams),
+        "measured_share_percent": energy.map(|_| account.measured_share() * 100.0),
         "incomplete_windows": account.incomplete_windows,
         "windows": account.kinds.iter().map(|kind| json!({
             "kind": kind.kind,
             "windows": kind.windows,
             "duration_seconds": kind.duration,
-            "energy_joules": kind.energy.joules(),
+            "energy_joules": energy.map(|_| kind.energy.joules()),
         })).collect::<Vec<_>>(),
         "domains": account.domains.iter().map(|domain| json!({
             "domain": domain.domain,

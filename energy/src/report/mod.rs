@@ -11,7 +11,8 @@ mod text;
 use std::path::{Path, PathBuf};
 
 use crate::carbon::{self, GridIntensity};
-use crate::error::Result;
+use crate::config::{self, Problem};
+use crate::error::{Error, Result};
 use crate::ledger::RunStatus;
 use crate::meter::Provenance;
 use crate::units::{Grams, Joules, MicroJoules, Seconds, Watts};
@@ -132,9 +133,12 @@ impl Report {
     /// Reads the ledgers of run directories, or ledger files. A ledger may hold several runs.
     ///
     /// # Errors
-    /// When a ledger cannot be read or the other location is unknown.
+    /// When a ledger cannot be read, the other location is unknown, or the other PUE is out of range.
     pub fn from_ledgers(paths: &[impl AsRef<Path>], overrides: &Overrides) -> Result<Self> {
         let other_place = overrides.location.as_deref().map(carbon::lookup).transpose()?;
+        if let Some(Problem { key, message }) = overrides.pue.and_then(config::pue_problem) {
+            return Err(Error::Setting { key, message });
+        }
         let mut runs = Vec::new();
         for path in paths {
             runs.extend(load::runs(path.as_ref(), other_place.as_ref(), overrides.pue)?);
@@ -171,6 +175,11 @@ impl Report {
 }
 
 impl Account {
+    /// The energy at the computer; `None` when no sensor was ever read, which is not the same as none used.
+    pub fn joules(&self) -> Option<Joules> {
+        (!self.domains.is_empty()).then(|| self.energy.joules())
+    }
+
     /// Share of the joules that was measured, 0 to 1; the rest was modelled.
     pub fn measured_share(&self) -> f64 {
         sum_and_measured_share(self.domains.iter().map(|domain| (domain.source, domain.energy))).1
@@ -178,12 +187,12 @@ impl Account {
 
     /// All energy, superseded and other work included, for each token in the model.
     pub fn joules_per_token(&self) -> Option<f64> {
-        (self.tokens > 0).then(|| self.energy.joules().0 / self.tokens as f64)
+        self.joules().filter(|_| self.tokens > 0).map(|joules| joules.0 / self.tokens as f64)
     }
 
     /// Mean power over the time inside windows.
     pub fn average_power(&self) -> Option<Watts> {
-        self.energy.joules().over(self.duration)
+        self.joules()?.over(self.duration)
     }
 
     fn add(&mut self, other: &Account) {

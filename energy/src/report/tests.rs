@@ -94,6 +94,25 @@ fn another_place_and_building_change_the_grams_and_not_the_joules() {
     assert_eq!(report.runs[0].segments[0].intensity.zone, "POL");
     let unknown = Overrides { location: Some("XXX".into()), pue: None };
     assert!(Report::from_ledger(directory.path(), &unknown).is_err());
+    let impossible = Overrides { location: None, pue: Some(0.5) };
+    let error = Report::from_ledger(directory.path(), &impossible).unwrap_err().to_string();
+    assert_eq!(error, "carbon.pue is 0.5, expected 1.0 to 10.0");
+}
+
+#[test]
+fn a_run_without_meters_has_unknown_energy_rather_than_none() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ledger.sqlite");
+    let mut ledger = Ledger::open(&path, &info("tiny", None)).unwrap();
+    let blind = WindowEnergy::new(0, WindowKind::Step, Seconds(1.0), None, true, Vec::new());
+    ledger.record(&blind, WindowTags { step: Some(1), tokens: 50, loss: None }).unwrap();
+    ledger.finish(RunStatus::Completed).unwrap();
+    let report = Report::from_ledger(&path, &Overrides::default()).unwrap();
+    assert_eq!(report.runs[0].account.joules_per_token(), None);
+    assert!(report.to_text().contains("Energy        unknown: no sensor was read\n"), "{}", report.to_text());
+    let total = &report.to_json()["total"];
+    assert!(total["energy_joules"].is_null() && total["emissions_grams_co2e"].is_null(), "{total}");
+    assert_eq!(total["tokens"], 50);
 }
 
 #[test]
@@ -105,7 +124,7 @@ fn the_text_says_what_was_spent_on_what_and_how_it_is_known() {
         "Run           tiny-2026 (tiny)\n",
         "Segments      2, of which 1 crashed\n",
         "Trained       4 steps, 200 tokens\n",
-        "Energy        2.80 kJ (0.000778 kWh)\n",
+        "Energy        2.80 kJ (7.78e-4 kWh)\n",
         "  superseded  400 J (14.3 %), steps done again after a resume\n",
         "  measured    75.0 %, modelled 25.0 %\n",
         "Mean power    200 W\n",
@@ -171,4 +190,14 @@ fn a_report_can_be_made_while_the_run_goes_on() {
     assert_eq!(report.runs[0].status, RunStatus::Running);
     assert_eq!(report.runs[0].account.energy, MicroJoules(400_000_000));
     ledger.finish(RunStatus::Completed).unwrap();
+}
+
+#[test]
+fn a_finished_ledger_is_read_where_nothing_can_be_written_beside_it() {
+    let directory = tempfile::tempdir().unwrap();
+    write_run(directory.path(), "tiny");
+    // Stands for a read-only directory, which root could write to all the same.
+    std::fs::create_dir(directory.path().join("ledger.sqlite-shm")).unwrap();
+    let report = Report::from_ledger(directory.path(), &Overrides::default()).unwrap();
+    assert_eq!(report.runs[0].account.energy, MicroJoules(2_800_000_000));
 }

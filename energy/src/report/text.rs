@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::{Account, Report, RunReport};
 use crate::ledger::RunStatus;
-use crate::units::{MicroJoules, Seconds};
+use crate::units::{Joules, MicroJoules, Seconds};
 
 const BAR_CELLS: usize = 20;
 
@@ -39,10 +39,13 @@ fn write_run(out: &mut String, run: &RunReport) {
 }
 
 fn write_account(out: &mut String, account: &Account) {
-    let energy = account.energy.joules();
     line(out, "Duration", duration(account.duration));
     line(out, "Trained", format!("{} steps, {} tokens", grouped(account.steps), grouped(account.tokens)));
-    line(out, "Energy", format!("{energy} ({:.6} kWh)", energy.kilowatt_hours()));
+    let Some(energy) = account.joules() else {
+        line(out, "Energy", "unknown: no sensor was read".into());
+        return;
+    };
+    line(out, "Energy", format!("{energy} ({} kWh)", kilowatt_hours(energy)));
     if account.superseded > MicroJoules(0) {
         let part = share(account.superseded, account.energy);
         let lost = account.superseded.joules();
@@ -124,7 +127,9 @@ fn write_comparison(out: &mut String, report: &Report) {
         let per_token = account.joules_per_token().map_or("-".into(), |joules| format!("{joules:.4}"));
         let loss = loss.map_or("-".into(), |loss| format!("{loss:.4}"));
         let measured = format!("{:.1} %", account.measured_share() * 100.0);
-        let (steps, energy, grams) = (grouped(account.steps), account.energy.joules(), account.grams);
+        let steps = grouped(account.steps);
+        let energy = account.joules().map_or("-".into(), |joules| joules.to_string());
+        let grams = account.joules().map_or("-".into(), |_| account.grams.to_string());
         let _ = writeln!(
             out,
             "{name:<28}{status:>12}{steps:>10}{energy:>11}{per_token:>14}{measured:>10}{grams:>12}{loss:>10}"
@@ -148,6 +153,11 @@ fn bar(percent: f64) -> String {
     let mut bar = "█".repeat(eighths / 8);
     bar.extend(EIGHTHS[eighths % 8]);
     bar
+}
+
+fn kilowatt_hours(energy: Joules) -> String {
+    let kilowatt_hours = energy.kilowatt_hours();
+    if kilowatt_hours < 0.001 { format!("{kilowatt_hours:.2e}") } else { format!("{kilowatt_hours:.3}") }
 }
 
 /// `1 d 02:03:04`, or `12.3 s` below a minute.
