@@ -4,8 +4,9 @@
 //! FMA units, so that the FMAs are the limit even when all loads come from L2.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
-use crate::cpu::gemm::kernel::{Kernel, Out, Panels, write_tile};
+use crate::cpu::gemm::kernel::{Kernel, Out, OutPtr, Panels};
 use crate::cpu::gemm::pack::CHUNK;
 
 pub(super) const ROWS: usize = 14;
@@ -17,7 +18,7 @@ pub(super) const KERNEL: Kernel = Kernel { rows: ROWS, cols: COLS, a_width: A_WI
 
 /// # Safety
 /// The processor must have AVX-512 F, BW, DQ and VL; the panels must hold what [`Panels`] says, and `out` must be
-/// writable as [`write_tile`] needs.
+/// writable as [`Out`] says.
 unsafe fn run(panels: Panels, out: Out) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -83,23 +84,78 @@ unsafe fn tile<const R: usize, const V: usize, const K_INNER: bool>(panels: Pane
         left -= len;
     }
     // SAFETY: the caller's promise.
-    unsafe { store(&sums, out) }
+    unsafe { store(sums, out) }
 }
 
 /// Writes a tile's sums.
 ///
+/// They go through memory, so that this code exists once and not for each tile size: some forty cycles of thousands.
+///
 /// # Safety
-/// As [`write_tile`].
+/// `out` must be writable over R rows and `out.cols` columns, at most `V * LANES`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn store<const R: usize, const V: usize>(sums: &[[__m512; V]; R], out: Out) {
-    let mut rows = [[0.0f32; COLS]; R];
+pub(super) unsafe fn store<const R: usize, const V: usize>(sums: [[__m512; V]; R], out: Out) {
+    let mut rows = [const { MaybeUninit::<[__m512; V]>::uninit() }; R];
     for (row, sums) in rows.iter_mut().zip(sums) {
-        for (v, sum) in sums.iter().enumerate() {
-            // SAFETY: V vectors of sixteen fill at most COLS columns.
-            unsafe { _mm512_storeu_ps(row.as_mut_ptr().add(v * LANES), *sum) };
+        row.write(sums);
+    }
+    // SAFETY: all rows were written; the caller's promise.
+    unsafe { write_rows(rows.as_ptr().cast(), R, V, out) }
+}
+
+/// # Safety
+/// `sums` must hold `num_rows` rows of `vectors` vectors; else as [`store`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn write_rows(sums: *const __m512, num_rows: usize, vectors: usize, out: Out) {
+    for row in 0..num_rows {
+        for v in 0..vectors {
+            let lanes = out.cols.saturating_sub(v * LANES).min(LANES);
+            let mask = ((1u32 << lanes) - 1) as __mmask16;
+            let offset = row * out.stride + v * LANES;
+            // SAFETY: the mask keeps loads and stores inside the columns that the caller promised.
+            unsafe {
+                let sum = *sums.add(row * vectors + v);
+                match out.to {
+                    OutPtr::F32(to) => {
+                        let to = to.wrapping_add(offset);
+                        let sum = match out.accumulate {
+                            true => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, to), sum),
+                            false => sum,
+                        };
+                        _mm512_mask_storeu_ps(to, mask, sum);
+                    }
+                    OutPtr::Bf16(to) => {
+                        let to = to.wrapping_add(offset).cast::<i16>();
+                        let sum = match out.accumulate {
+                            true => _mm512_add_ps(widen(_mm256_maskz_loadu_epi16(mask, to)), sum),
+                            false => sum,
+                        };
+                        _mm256_mask_storeu_epi16(to, mask, round_to_bf16(sum));
+                    }
+                }
+            }
         }
     }
-    // SAFETY: the caller's promise.
-    unsafe { write_tile(&rows, out) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn widen(x: __m256i) -> __m512 {
+    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
+}
+
+/// To the nearest, ties to even, a NaN to a quiet NaN: as `bf16::from_f32`, and unlike the instruction for it without
+/// taking subnormals as zero.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn round_to_bf16(x: __m512) -> __m256i {
+    let bits = _mm512_castps_si512(x);
+    let high = _mm512_srli_epi32::<16>(bits);
+    let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+    let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+    let result = _mm512_mask_or_epi32(rounded, is_nan, high, _mm512_set1_epi32(0x40));
+    _mm512_cvtepi32_epi16(result)
 }

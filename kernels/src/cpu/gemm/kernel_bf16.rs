@@ -82,5 +82,5 @@ unsafe fn tile<const R: usize, const V: usize, const K_INNER: bool>(panels: Pane
         left -= len;
     }
     // SAFETY: the caller's promise.
-    unsafe { store(&sums, out) }
+    unsafe { store(sums, out) }
 }
