@@ -48,11 +48,18 @@ pub(super) fn product(
         assert!((k - 1) * b_stride + n <= b.len(), "b holds k rows");
     }
     let operands = Operands { size, a, b, b_stride, c: c.as_mut_ptr(), c_stride, accumulate };
-    // SAFETY: the assertions above are what `tiles` asks for; ROWS and COLS are multiples of every tile here.
+    // Closures are inlined so that their code is compiled for the vector unit that `vectorised` chose.
     match simd_level() {
-        SimdLevel::Avx512 => vectorised(|| unsafe { operands.tiles::<8, 32, true>() }),
-        // SAFETY: as above.
-        SimdLevel::Avx2 => vectorised(|| unsafe { operands.tiles::<4, 16, true>() }),
+        SimdLevel::Avx512 => vectorised(
+            #[inline(always)]
+            // SAFETY: the assertions above are what `tiles` asks for, and ROWS and COLS fit the tile.
+            || unsafe { operands.tiles::<8, 32, true>() },
+        ),
+        SimdLevel::Avx2 => vectorised(
+            #[inline(always)]
+            // SAFETY: as above.
+            || unsafe { operands.tiles::<4, 16, true>() },
+        ),
         // SAFETY: as above.
         SimdLevel::Baseline => unsafe { operands.tiles::<4, 8, BASELINE_FUSED>() },
     }
