@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use wattle_engine::model::config::{BalanceLoss, ModelConfig, MoeConfig, Scoring};
+use wattle_engine::model::config::{ModelConfig, MoeConfig};
+use wattle_router::{BalanceLoss, Scoring};
 use wattle_kernels::ops::attention::Mask;
 use wattle_kernels::reference::attention::Attention;
 use wattle_kernels::reference::{cross_entropy, embedding, matmul, rms_norm, rope, routing, swiglu};

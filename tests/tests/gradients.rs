@@ -1,7 +1,8 @@
 //! The whole model's gradient against central differences of an f64 decoder.
 
 use wattle_engine::autograd::{Phase, PhaseClock, Tape};
-use wattle_engine::model::config::{BalanceLoss, ModelConfig, MoeConfig, Scoring};
+use wattle_engine::model::config::{ModelConfig, MoeConfig};
+use wattle_router::{BalanceLoss, Scoring};
 use wattle_engine::model::{Decoder, ParameterStore, Pass};
 use wattle_kernels::rng::{Philox, Purpose};
 use wattle_kernels::{DType, Tensor};
