@@ -1,10 +1,12 @@
 //! What the processor can do at most: the rate against which speeds are judged.
 
+use std::hint::black_box;
 use std::time::Instant;
 
 use rayon::prelude::*;
 
-use crate::cpu::simd::vectorised;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::{SimdLevel, simd_level};
 use crate::dtype::DType;
 
 /// Floating-point operations per second of fused multiply-adds in registers on all threads of the pool, the best of
@@ -12,34 +14,69 @@ use crate::dtype::DType;
 /// ([`crate::bf16_is_fast`]), bf16 does twice that.
 pub fn measure_flops(dtype: DType) -> f64 {
     const NUM_RUNS: usize = 5;
-    let num_threads = rayon::current_num_threads();
-    let run = || {
-        let begin = Instant::now();
-        let flops: f64 = (0..num_threads).into_par_iter().with_max_len(1).map(|_| vectorised(#[inline(always)] || burn())).sum();
-        flops / begin.elapsed().as_secs_f64()
-    };
-    let best = (0..NUM_RUNS).map(|_| run()).fold(0.0, f64::max);
+    let best = (0..NUM_RUNS).map(|_| run_once()).fold(0.0, f64::max);
     match dtype {
         DType::Bf16 if crate::bf16_is_fast() => 2.0 * best,
         _ => best,
     }
 }
 
-/// Independent chains of multiply-adds, wide and many enough to hide their latency; gives the operations done.
-#[inline(always)]
-fn burn() -> f64 {
-    const LANES: usize = 16;
-    const CHAINS: usize = 16;
-    const ROUNDS: usize = 400_000;
-    let mut sums = [[1.0f32; LANES]; CHAINS];
-    let (factor, term) = (std::hint::black_box(0.999_f32), std::hint::black_box(0.001_f32));
-    for _ in 0..ROUNDS {
-        for chain in &mut sums {
-            for x in chain {
-                *x = x.mul_add(factor, term);
-            }
+/// A few milliseconds of multiply-adds on every thread.
+fn run_once() -> f64 {
+    const NUM_ROUNDS: usize = 200_000;
+    let num_threads = rayon::current_num_threads();
+    let begin = Instant::now();
+    let flops: usize = (0..num_threads).into_par_iter().with_max_len(1).map(|_| spin(NUM_ROUNDS)).sum();
+    flops as f64 / begin.elapsed().as_secs_f64()
+}
+
+/// Runs rounds of independent multiply-adds, enough at once to hide their latency; gives the operations done.
+fn spin(num_rounds: usize) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    match simd_level() {
+        // SAFETY: `simd_level` found these features on the running processor.
+        SimdLevel::Avx512 => return unsafe { spin_avx512(num_rounds) },
+        // SAFETY: as above.
+        SimdLevel::Avx2 => return unsafe { spin_avx2(num_rounds) },
+        SimdLevel::Baseline => {}
+    }
+    let (factor, term) = (black_box(0.5f32), black_box(0.25f32));
+    let mut sums = [0.5f32; 64];
+    for _ in 0..num_rounds {
+        for sum in &mut sums {
+            *sum = *sum * factor + term;
         }
     }
-    std::hint::black_box(sums);
-    (2 * LANES * CHAINS * ROUNDS) as f64
+    black_box(sums);
+    num_rounds * 64 * 2
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn spin_avx512(num_rounds: usize) -> usize {
+    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_set1_ps};
+    let (factor, term) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(0.25)));
+    let mut sums = [_mm512_set1_ps(0.5); 16];
+    for _ in 0..num_rounds {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, factor, term);
+        }
+    }
+    black_box(sums);
+    num_rounds * 16 * 16 * 2
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn spin_avx2(num_rounds: usize) -> usize {
+    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps};
+    let (factor, term) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(black_box(0.25)));
+    let mut sums = [_mm256_set1_ps(0.5); 12];
+    for _ in 0..num_rounds {
+        for sum in &mut sums {
+            *sum = _mm256_fmadd_ps(*sum, factor, term);
+        }
+    }
+    black_box(sums);
+    num_rounds * 12 * 8 * 2
 }

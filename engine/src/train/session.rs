@@ -138,7 +138,7 @@ impl Session {
         let num_micro_batches = config.optimizer.batch_sequences / micro;
         let step_tokens = (config.optimizer.batch_sequences * setup.data.sequence_length()) as u64;
         let learning_rate = config.schedule.learning_rate_at(
-            setup.position.tokens,
+            setup.position.tokens + step_tokens,
             config.run.max_tokens,
             config.optimizer.learning_rate,
         );
