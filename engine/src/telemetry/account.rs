@@ -1,6 +1,5 @@
 //! The energy account of a run: closes windows, prices them, and enters each into the ledger once.
 
-use wattle_energy::report::{Overrides, Report};
 use wattle_energy::{
     EnergyMonitor, EnergyTotals, Ledger, Result, RunInfo, RunStatus, WindowEnergy, WindowKind, WindowTags,
 };
@@ -54,11 +53,8 @@ impl EnergyAccount {
             intensity,
             pue: config.carbon.pue,
         };
-        let grams_total = match run.ledger().exists() {
-            true => Report::from_ledger(&run.ledger(), &Overrides::default())?.total().grams.0,
-            false => 0.0,
-        };
         let ledger = Ledger::open(&run.ledger(), &info)?;
+        let grams_total = ledger.spent_before().grams.0;
         Ok(EnergyAccount {
             ledger: Some(ledger),
             grams_total,

@@ -77,6 +77,9 @@ impl Session {
             setup.resumed_from.as_ref().map(|_| position.step),
         )?;
         let priced = energy.close(&setup.monitor, WindowKind::Setup, position.step, 0, None)?;
+        for alert in setup.monitor.take_alerts() {
+            setup.say(&format!("energy: {alert}"));
+        }
         setup.say(&format!(
             "energy from {}, set-up took {:.1} s",
             energy.source_label(),
@@ -165,6 +168,9 @@ impl Session {
         self.metrics.flush()?;
         self.progress.step(&metrics);
         self.last_step = Some(metrics);
+        for alert in self.setup.monitor.take_alerts() {
+            self.progress.message(&format!("energy: {alert}"));
+        }
         self.guard(&report, first_sample)
     }
 
