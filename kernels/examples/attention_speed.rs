@@ -52,7 +52,12 @@ fn entropy(preset: &str, [t, v, d]: [usize; 3], dtype: DType, repetitions: usize
     })
 }
 
-fn measure<T>(label: &str, flops: f64, repetitions: usize, mut call: impl FnMut() -> Result<T>) -> Result<()> {
+fn measure<T>(
+    label: &str,
+    flops: f64,
+    repetitions: usize,
+    mut call: impl FnMut() -> Result<T>,
+) -> Result<()> {
     call()?;
     let mut seconds = Vec::new();
     for _ in 0..repetitions.max(1) {

@@ -24,7 +24,8 @@ impl Workshop {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let workshop = Workshop { directory };
         workshop.write("config.toml", CONFIG);
-        let text: String = (0..4000).map(|i| format!("{} sheep and {} stars\n", i % 97, i * 7 % 89)).collect();
+        let text: String =
+            (0..4000).map(|i| format!("{} sheep and {} stars\n", i % 97, i * 7 % 89)).collect();
         workshop.write("text.txt", &text);
         workshop
     }

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use wattle_engine::model::config::{ModelConfig, MoeConfig};
-use wattle_router::{BalanceLoss, Scoring};
 use wattle_kernels::ops::attention::Mask;
 use wattle_kernels::reference::attention::Attention;
 use wattle_kernels::reference::{cross_entropy, embedding, matmul, rms_norm, rope, routing, swiglu};
+use wattle_router::{BalanceLoss, Scoring};
 
 /// Weights by name, as in checkpoints.
 pub type Weights = BTreeMap<String, Vec<f64>>;
@@ -110,7 +110,8 @@ impl ReferenceDecoder {
         let chosen = routing::top_k(&scores, &vec![0.0; e], k);
         let mut gates = routing::select(&scores, &chosen, e, k);
         for gates in gates.chunks_mut(k) {
-            let sum: f64 = gates.iter().sum::<f64>() + if moe.scoring == Scoring::Sigmoid { 1e-7 } else { 0.0 };
+            let sum: f64 =
+                gates.iter().sum::<f64>() + if moe.scoring == Scoring::Sigmoid { 1e-7 } else { 0.0 };
             let scale = f64::from(moe.routed_scaling_factor as f32);
             gates.iter_mut().for_each(|gate| *gate *= scale / if moe.renormalise { sum } else { 1.0 });
         }

@@ -2,10 +2,10 @@
 
 use wattle_engine::autograd::{Phase, PhaseClock, Tape};
 use wattle_engine::model::config::{ModelConfig, MoeConfig};
-use wattle_router::{BalanceLoss, Scoring};
 use wattle_engine::model::{Decoder, ParameterStore, Pass};
 use wattle_kernels::rng::{Philox, Purpose};
 use wattle_kernels::{DType, Tensor};
+use wattle_router::{BalanceLoss, Scoring};
 use wattle_tests::reference_decoder::{ReferenceDecoder, Weights};
 
 const VOCAB: usize = 13;

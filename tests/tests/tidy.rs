@@ -32,7 +32,8 @@ fn root() -> PathBuf {
 }
 
 fn dependencies(member: &str) -> BTreeMap<String, toml::Value> {
-    let manifest = fs::read_to_string(root().join(member).join("Cargo.toml")).expect("every crate has a manifest");
+    let manifest =
+        fs::read_to_string(root().join(member).join("Cargo.toml")).expect("every crate has a manifest");
     let manifest: toml::Table = manifest.parse().expect("manifests are TOML");
     manifest["dependencies"].as_table().expect("dependencies are a table").clone().into_iter().collect()
 }
@@ -61,7 +62,8 @@ fn walk(directory: &Path, found: &mut Vec<(PathBuf, String)>) {
 #[test]
 fn each_crate_uses_only_the_floors_below_it() {
     for (member, allowed) in FLOORS {
-        let used: Vec<_> = dependencies(member).into_keys().filter(|name| name.starts_with("wattle-")).collect();
+        let used: Vec<_> =
+            dependencies(member).into_keys().filter(|name| name.starts_with("wattle-")).collect();
         for name in &used {
             assert!(allowed.contains(&name.as_str()), "{member} may not use {name}");
         }
@@ -72,7 +74,10 @@ fn each_crate_uses_only_the_floors_below_it() {
 fn outside_crates_stay_in_their_room() {
     for (name, owner) in OWNERS {
         for (member, _) in FLOORS {
-            assert!(member == owner || !dependencies(member).contains_key(name), "{name} belongs to {owner} alone");
+            assert!(
+                member == owner || !dependencies(member).contains_key(name),
+                "{name} belongs to {owner} alone"
+            );
         }
     }
 }
@@ -99,7 +104,14 @@ fn every_file_says_what_it_is_and_is_one_noun() {
 #[test]
 fn nothing_is_ignored_or_unfinished() {
     // Spelled in two parts, so that this file does not find itself.
-    let words = [["#[ig", "nore"], ["to", "do!("], ["unimple", "mented!("], ["db", "g!("], ["TO", "DO"], ["FIX", "ME"]];
+    let words = [
+        ["#[ig", "nore"],
+        ["to", "do!("],
+        ["unimple", "mented!("],
+        ["db", "g!("],
+        ["TO", "DO"],
+        ["FIX", "ME"],
+    ];
     for (path, text) in sources() {
         for word in words.map(|parts| parts.concat()) {
             assert!(!text.contains(&word), "{}: contains {word}", path.display());

@@ -245,7 +245,13 @@ impl Tape<'_> {
     /// Returns each token's cross-entropy in nats.
     ///
     /// A loss is a root: its gradient is computed here, chunk by chunk, while the logits exist.
-    pub fn cross_entropy(&mut self, x: &Var, weight: ParamId, targets: &Tensor, scale: f32) -> Result<Tensor> {
+    pub fn cross_entropy(
+        &mut self,
+        x: &Var,
+        weight: ParamId,
+        targets: &Tensor,
+        scale: f32,
+    ) -> Result<Tensor> {
         if !self.is_recording() {
             let losses = cross_entropy::forward(&x.value, self.parameters.compute(weight), targets)?;
             self.losses.cross_entropy += sum(&losses)? * f64::from(scale);

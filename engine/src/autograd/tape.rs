@@ -1,7 +1,7 @@
 //! The tape itself: values, records, and the walk back.
 
-use wattle_kernels::ops::elementwise;
 use wattle_kernels::Tensor;
+use wattle_kernels::ops::elementwise;
 use wattle_router::Result;
 
 use crate::autograd::{Phase, PhaseClock};

@@ -8,7 +8,7 @@ use super::directory;
 use super::error::{CheckpointError, Result};
 use super::manifest::{self, Manifest, Shard, TensorRecord};
 use super::safetensors::{Reader, dtype_name, hash_tensor};
-use super::state::{Progress};
+use super::state::Progress;
 use super::state::{NamedTensor, State};
 
 /// Loads the checkpoint in `directory` and verifies every byte of it.

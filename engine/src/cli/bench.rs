@@ -88,9 +88,8 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         monitor.close_window(WindowKind::Idle);
         let begin = Instant::now();
         let random = Philox::new(0, Purpose::Synthetic, step);
-        let report = learner.step(1, step_tokens, 1e-3, |_| {
-            random_batch(&random, batch, sequence, preset.vocab_size)
-        })?;
+        let report = learner
+            .step(1, step_tokens, 1e-3, |_| random_batch(&random, batch, sequence, preset.vocab_size))?;
         let spent = begin.elapsed().as_secs_f64();
         let energy = monitor.close_window(WindowKind::Step);
         if step >= NUM_WARM_UP_STEPS {
@@ -137,9 +136,17 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         println!("{result}");
     } else {
         println!("preset {} on cpu in {}", arguments.preset, compute.name());
-        println!("  {} tokens/s, {:.1} ms a step", format::count(tokens_per_second as u64), step_seconds * 1e3);
-        println!("  {:.1} GFLOP/s, {:.1} % of the measured {:.0}", flops * tokens_per_second / 1e9,
-            100.0 * flops * tokens_per_second / peak, peak / 1e9);
+        println!(
+            "  {} tokens/s, {:.1} ms a step",
+            format::count(tokens_per_second as u64),
+            step_seconds * 1e3
+        );
+        println!(
+            "  {:.1} GFLOP/s, {:.1} % of the measured {:.0}",
+            flops * tokens_per_second / 1e9,
+            100.0 * flops * tokens_per_second / peak,
+            peak / 1e9
+        );
         println!("  {} at the peak", format::bytes(pool::stats().peak_bytes));
         if let Some(joules) = joules {
             println!("  {:.4} J/token ({})", joules / measured_tokens, monitor.source_label());

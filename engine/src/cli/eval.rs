@@ -35,7 +35,8 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let stream = model.read(&arguments.data)?;
     let batches = evaluation_batches(&stream, model.max_positions, usize::from(arguments.batch))?;
     let result = evaluate(&model.decoder, &mut model.store, &mut model.routing, batches)?;
-    let bits_per_byte = result.loss * result.num_tokens as f64 / stream.num_bytes() as f64 / std::f64::consts::LN_2;
+    let bits_per_byte =
+        result.loss * result.num_tokens as f64 / stream.num_bytes() as f64 / std::f64::consts::LN_2;
     if arguments.json {
         println!(
             "{}",

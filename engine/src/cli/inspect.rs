@@ -139,8 +139,7 @@ impl View {
             out.push_str("\n  tokens per expert, one column an expert, an even share is half height\n");
             for (layer, tokens) in self.expert_tokens.iter().enumerate() {
                 let even = tokens.iter().sum::<u64>() as f64 / tokens.len().max(1) as f64;
-                let columns: String =
-                    tokens.iter().map(|&n| level(n as f64 / even.max(1.0) / 2.0)).collect();
+                let columns: String = tokens.iter().map(|&n| level(n as f64 / even.max(1.0) / 2.0)).collect();
                 let (min, max) = (tokens.iter().min().unwrap_or(&0), tokens.iter().max().unwrap_or(&0));
                 out.push_str(&format!(
                     "    sparse layer {layer:<3} {columns}  {:.0} % to {:.0} % of even\n",

@@ -15,7 +15,9 @@ use wattle_kernels::Tensor;
 
 /// Flags of `wattle logits`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example: wattle logits runs/quickstart-20261124-120000 --ids 1,2,3 --output logits.safetensors")]
+#[command(
+    after_help = "Example: wattle logits runs/quickstart-20261124-120000 --ids 1,2,3 --output logits.safetensors"
+)]
 pub struct Arguments {
     /// A run directory (its newest valid checkpoint) or a checkpoint directory
     model: PathBuf,

@@ -8,7 +8,9 @@ use crate::cli::{Cli, exit};
 
 /// Flags of `wattle completions`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example: wattle completions bash > ~/.local/share/bash-completion/completions/wattle")]
+#[command(
+    after_help = "Example: wattle completions bash > ~/.local/share/bash-completion/completions/wattle"
+)]
 pub struct CompletionArguments {
     /// The shell to complete for
     shell: Shell,

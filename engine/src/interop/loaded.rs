@@ -36,13 +36,14 @@ impl LoadedModel {
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         let (state, from, run) = find(path)?;
         let tokenizer = Tokenizer::from_file(&run.tokenizer())?;
-        let config = Config::parse(&format!("{} (config)", from.display()), state.config_toml.as_bytes(), &[])
-            .map_err(|error| CheckpointError::Corrupt {
-                path: from.clone(),
-                tensor: None,
-                what: format!("its configuration does not load: {error}"),
-            })?
-            .config;
+        let config =
+            Config::parse(&format!("{} (config)", from.display()), state.config_toml.as_bytes(), &[])
+                .map_err(|error| CheckpointError::Corrupt {
+                    path: from.clone(),
+                    tensor: None,
+                    what: format!("its configuration does not load: {error}"),
+                })?
+                .config;
         let max_positions = config.data.sequence_length;
         let mut store = ParameterStore::default();
         let (model, moe) = (&config.model, config.moe.as_ref());

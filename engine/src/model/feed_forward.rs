@@ -2,7 +2,6 @@
 
 use wattle_router::Result;
 
-
 use crate::autograd::{Tape, Var};
 use crate::model::ParamId;
 use crate::model::decoder::Builder;

@@ -43,7 +43,8 @@ pub fn generate(
     mut on_token: impl FnMut(u32) -> bool,
 ) -> Result<()> {
     if prompt.is_empty() {
-        let (got, expected) = ("no tokens".to_owned(), "at least one token; put the boundary token first".to_owned());
+        let (got, expected) =
+            ("no tokens".to_owned(), "at least one token; put the boundary token first".to_owned());
         return Err(Error::Value { op: "generate", what: "prompt", got, expected }.into());
     }
     let rng = Philox::new(sampling.seed, Purpose::Generate, 0);

@@ -66,7 +66,14 @@ impl ParameterStore {
             _ => None,
         };
         let name = name.to_owned();
-        self.parameters.push(Parameter { name, master, compute, gradient: None, moments: None, decays: is_matrix });
+        self.parameters.push(Parameter {
+            name,
+            master,
+            compute,
+            gradient: None,
+            moments: None,
+            decays: is_matrix,
+        });
         Ok(ParamId(id))
     }
 

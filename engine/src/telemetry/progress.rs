@@ -55,7 +55,9 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_position(metrics.tokens.min(self.max_tokens));
             bar.set_message(self.line(metrics, shown));
-        } else if !self.quiet && (metrics.step % self.log_every_steps == 0 || metrics.tokens >= self.max_tokens) {
+        } else if !self.quiet
+            && (metrics.step % self.log_every_steps == 0 || metrics.tokens >= self.max_tokens)
+        {
             eprintln!("step {:>6}  {}", metrics.step, self.line(metrics, shown));
         }
     }

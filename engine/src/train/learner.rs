@@ -183,14 +183,18 @@ pub fn evaluate(
 /// Bytes that training needs beside the activations, on paper: master, gradient and two moments in f32, and the
 /// bf16 copies.
 pub fn state_bytes(store: &ParameterStore) -> usize {
-    store.iter().map(|p| 16 * p.master.num_elements() + p.compute.as_ref().map_or(0, Tensor::size_in_bytes)).sum()
+    store
+        .iter()
+        .map(|p| 16 * p.master.num_elements() + p.compute.as_ref().map_or(0, Tensor::size_in_bytes))
+        .sum()
 }
 
 /// Training FLOPs per token: 6 per matrix weight used by a token (head included, look-up not) and 6·d_attn·seq per
 /// layer for causal attention.
 pub fn flops_per_token(model: &ModelConfig, moe: Option<&MoeConfig>, vocab_size: usize, seq: usize) -> f64 {
     let (d, head_dim) = (model.d_model, model.head_dim());
-    let attention = d * (model.num_heads + 2 * model.num_kv_heads()) * head_dim + model.num_heads * head_dim * d;
+    let attention =
+        d * (model.num_heads + 2 * model.num_kv_heads()) * head_dim + model.num_heads * head_dim * d;
     let num_dense = moe.map_or(model.num_layers, |moe| moe.num_leading_dense_layers.min(model.num_layers));
     let dense = 3 * d * model.ffn_size.unwrap_or(0);
     let sparse = moe.map_or(0, |moe| {

@@ -68,7 +68,9 @@ fn continue_in(path: &Path, resolved: &Resolved) -> Result<Start, TrainError> {
     let mut messages = compare(&run, resolved)?;
     let newest = checkpoint::newest_valid(&run.checkpoints())?;
     let checkpoint = newest.map(|newest| {
-        messages.extend(newest.rejected.iter().map(|rejected| format!("checkpoint refused: {}", rejected.reason)));
+        messages.extend(
+            newest.rejected.iter().map(|rejected| format!("checkpoint refused: {}", rejected.reason)),
+        );
         (newest.path, newest.state)
     });
     Ok(Start { run, checkpoint, messages })

@@ -153,7 +153,9 @@ impl Session {
         setup.position.after_step(&report, config.optimizer.batch_sequences as u64);
         let spent = begin.elapsed();
         let position = setup.position.clone();
-        let priced = self.energy.close(&self.setup.monitor, WindowKind::Step,
+        let priced = self.energy.close(
+            &self.setup.monitor,
+            WindowKind::Step,
             position.step,
             step_tokens,
             Some(report.losses.cross_entropy),
@@ -208,7 +210,13 @@ impl Session {
         };
         let batches = evaluation_batches(held_out, sequence_length, micro_batch)?.take(num_batches);
         let evaluation = self.setup.learner.evaluate(batches)?;
-        self.energy.close(&self.setup.monitor, WindowKind::Evaluation, self.setup.position.step, 0, Some(evaluation.loss))?;
+        self.energy.close(
+            &self.setup.monitor,
+            WindowKind::Evaluation,
+            self.setup.position.step,
+            0,
+            Some(evaluation.loss),
+        )?;
         Ok(Some(evaluation.loss))
     }
 

@@ -27,36 +27,52 @@ impl Summary<'_> {
         }
         let position = &self.setup.position;
         let line = |label: &str, text: String| eprintln!("{label:<14} {text}");
-        line("ended", match self.ended {
-            Ended::Completed => "the token budget is spent".to_owned(),
-            Ended::MaxSteps => format!("--max-steps reached at step {}; the same command goes on", position.step),
-            Ended::Signalled => {
-                format!("told to stop at step {}; the same command goes on from there", position.step)
-            }
-        });
+        line(
+            "ended",
+            match self.ended {
+                Ended::Completed => "the token budget is spent".to_owned(),
+                Ended::MaxSteps => {
+                    format!("--max-steps reached at step {}; the same command goes on", position.step)
+                }
+                Ended::Signalled => {
+                    format!("told to stop at step {}; the same command goes on from there", position.step)
+                }
+            },
+        );
         if let Some(step) = self.last_step {
-            let held_out =
-                step.val_loss.map_or(String::new(), |loss| format!(", held out {loss:.4} ({:.2} perplexity)", loss.exp()));
+            let held_out = step
+                .val_loss
+                .map_or(String::new(), |loss| format!(", held out {loss:.4} ({:.2} perplexity)", loss.exp()));
             line("loss", format!("{:.4} nats/token{held_out}", step.ce_loss));
         }
         let seconds = position.seconds.max(f64::MIN_POSITIVE);
-        line("tokens", format!(
-            "{} in {} steps, {} tokens/s with everything",
-            format::count(position.tokens),
-            format::count(position.step),
-            format::count((position.tokens as f64 / seconds) as u64),
-        ));
-        line("energy", format!(
-            "{} in this process, {:.1} % of it measured, from {}",
-            format::joules(self.totals.joules.0),
-            100.0 * self.totals.measured_share,
-            self.energy.source_label(),
-        ));
-        line("carbon", format!(
-            "{} so far at {}",
-            format::grams_co2e(self.energy.grams_total()),
-            self.energy.intensity_label(),
-        ));
+        line(
+            "tokens",
+            format!(
+                "{} in {} steps, {} tokens/s with everything",
+                format::count(position.tokens),
+                format::count(position.step),
+                format::count((position.tokens as f64 / seconds) as u64),
+            ),
+        );
+        line(
+            "energy",
+            format!(
+                "{} in this process from {}, {:.0} % of it measured; counting it took {:.3} % of the time",
+                format::joules(self.totals.joules.0),
+                self.energy.source_label(),
+                100.0 * self.totals.measured_share,
+                100.0 * self.totals.overhead_share(),
+            ),
+        );
+        line(
+            "carbon",
+            format!(
+                "{} so far at {}",
+                format::grams_co2e(self.energy.grams_total()),
+                self.energy.intensity_label(),
+            ),
+        );
         line("memory", format!("{} at the peak", format::bytes(wattle_kernels::pool::stats().peak_bytes)));
         line("run directory", self.setup.run.path().display().to_string());
         Ok(())
