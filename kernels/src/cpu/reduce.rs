@@ -41,10 +41,10 @@ fn sum_blocks<T: Float>(x: &[T], term: impl Fn(f64) -> f64 + Copy + Send + Sync)
     sums.iter().sum()
 }
 
-/// Σ term(x) over a slice in a fixed order; term(0) must be 0.
+/// Σ term(x) over a slice in a fixed order.
 ///
-/// The lanes stay in registers only if nothing indexes them by a run-time number: the ragged end is padded with
-/// zeros to a whole chunk, and lanes are folded by halves of constant length.
+/// The lanes stay in registers only if nothing indexes them by a run-time number: the ragged end is padded to a whole
+/// chunk whose surplus terms are left out, and lanes are folded by halves of constant length.
 #[inline(always)]
 pub(crate) fn lane_sum<X: Copy + Default, S: Copy + Default + Add<Output = S>>(
     x: &[X],
@@ -61,7 +61,7 @@ pub(crate) fn lane_sum<X: Copy + Default, S: Copy + Default + Add<Output = S>>(
         let mut padded = [X::default(); LANES];
         padded[..rest.len()].copy_from_slice(rest);
         for i in 0..LANES {
-            lanes[i] = lanes[i] + term(padded[i]);
+            lanes[i] = lanes[i] + if i < rest.len() { term(padded[i]) } else { S::default() };
         }
     }
     let [a, b, c, d] = halve::<S, 8, 4>(halve::<S, 16, 8>(halve::<S, LANES, 16>(lanes)));
