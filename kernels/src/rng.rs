@@ -69,6 +69,11 @@ impl Philox {
         let ([w, x], [y, z]) = (pair(a, b), pair(c, d));
         [w, x, y, z]
     }
+
+    /// One standard normal value at `index`: the first of [`Philox::normals`].
+    pub fn normal(&self, index: u64) -> f64 {
+        f64::from(self.normals(index)[0])
+    }
 }
 
 fn philox_4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
