@@ -16,6 +16,7 @@ mod kernel_portable;
 mod matrix;
 mod pack;
 mod scratch;
+mod transpose;
 
 use std::ops::Range;
 
@@ -25,8 +26,8 @@ pub use kernel::bf16_is_fast;
 pub(crate) use matrix::{Matrix, MatrixMut, Values, ValuesMut};
 
 use kernel::{Kernel, Out, OutPtr, Panels};
-use pack::{Block, CHUNK, Lines};
-use scratch::Scratch;
+use pack::{CHUNK, Lines};
+use scratch::{Scratch, Units};
 
 /// One product: A (m × k), B (k × n) and the result C (m × n).
 pub(crate) struct Product<'a> {
@@ -97,6 +98,8 @@ unsafe impl Sync for Source<'_> {}
 const K_BLOCK: usize = 256;
 /// Columns of C in one task: with K_BLOCK, a block of B takes at most half a mebibyte of L2.
 const COL_BLOCK: usize = 512;
+/// Panels of A packed at once where K is not the inner dimension.
+const A_GROUP: usize = 10;
 /// Rows of C in one task: what packing a block of B is spread over.
 const ROW_BLOCK: usize = 256;
 
@@ -164,42 +167,46 @@ impl<'a> Plan<'a> {
     }
 
     /// Sums one block of C over all of K into `out`.
-    fn sum(&self, source: &Source, task: &Task, out: Out, a: &mut scratch::Units, b: &mut scratch::Units) {
+    fn sum(&self, source: &Source, task: &Task, out: Out, a: &mut Units, b: &mut Units) {
         let kernel = self.kernel;
         let mut accumulate = out.accumulate;
         for ks in cut(0..source.k, K_BLOCK, CHUNK) {
             let k = if kernel.pairs { ks.len().div_ceil(2) } else { ks.len() };
-            let panel_len = k * kernel.cols;
-            let b = b.take(task.cols.len().div_ceil(kernel.cols) * panel_len);
-            for (index, panel) in b.chunks_exact_mut(panel_len).enumerate() {
-                let cols = piece(&task.cols, index, kernel.cols);
-                pack_line_inner(&source.b, kernel.cols, &cols, &ks, panel);
-            }
-            for rows in cut(task.rows.clone(), kernel.rows, 1) {
-                let a = a.take(k.next_multiple_of(CHUNK) * kernel.rows.max(kernel.a_width));
-                if source.a.k_inner {
-                    source.a.pack_k_inner(block(&rows, &ks), a);
-                } else {
-                    pack_line_inner(&source.a, kernel.a_width, &rows, &ks, a);
+            let b_len = k * kernel.cols;
+            let b_panels = cut(task.cols.clone(), kernel.cols, kernel.cols);
+            let b = b.take(task.cols.len().div_ceil(kernel.cols) * b_len);
+            source.b.pack_line_inner(b_panels.clone(), kernel.cols, &ks, b);
+            // K-inner rows are packed just before their use, to be read from L1; others by a few panels, for the sake
+            // of reading memory along its rows.
+            let (a_len, group) = match source.a.k_inner {
+                true => (k.next_multiple_of(CHUNK) * kernel.rows, kernel.rows),
+                false => (k * kernel.a_width, kernel.rows * A_GROUP),
+            };
+            for rows in cut(task.rows.clone(), group, 1) {
+                let a_panels = cut(rows.clone(), kernel.rows, 1);
+                let a = a.take(rows.len().div_ceil(kernel.rows) * a_len);
+                match source.a.k_inner {
+                    true => source.a.pack_k_inner(&rows, &ks, a),
+                    false => source.a.pack_line_inner(a_panels.clone(), kernel.a_width, &ks, a),
                 }
-                for (index, b) in b.chunks_exact(panel_len).enumerate() {
-                    let cols = piece(&task.cols, index, kernel.cols);
-                    let panels = Panels {
-                        a: a.as_ptr(),
-                        b: b.as_ptr(),
-                        k,
-                        rows: rows.len(),
-                        k_inner: source.a.k_inner,
-                    };
-                    let offset = (rows.start - task.rows.start) * out.stride + cols.start - task.cols.start;
-                    // SAFETY: the kernel was chosen for this processor; the panels were packed just now for it; the
-                    // tile lies inside the block that `out` stands for, which only this task writes.
-                    unsafe {
-                        (kernel.run)(
-                            panels,
-                            Out { to: out.to.add(offset), cols: cols.len(), accumulate, ..out },
-                        )
-                    };
+                for (rows, a) in a_panels.zip(a.chunks_exact(a_len)) {
+                    for (cols, b) in b_panels.clone().zip(b.chunks_exact(b_len)) {
+                        let panels = Panels {
+                            a: a.as_ptr(),
+                            b: b.as_ptr(),
+                            k,
+                            rows: rows.len(),
+                            k_inner: source.a.k_inner,
+                        };
+                        let offset =
+                            (rows.start - task.rows.start) * out.stride + cols.start - task.cols.start;
+                        // SAFETY: the kernel was chosen for this processor; the panels were packed just now for it;
+                        // the tile lies inside the block that `out` stands for, which only this task writes.
+                        unsafe {
+                            let to = out.to.add(offset);
+                            (kernel.run)(panels, Out { to, cols: cols.len(), accumulate, ..out });
+                        }
+                    }
                 }
             }
             accumulate = true;
@@ -207,28 +214,8 @@ impl<'a> Plan<'a> {
     }
 }
 
-fn block(lines: &Range<usize>, ks: &Range<usize>) -> Block {
-    Block { first: lines.start, count: lines.len(), start: ks.start, end: ks.end }
-}
-
-fn pack_line_inner(lines: &Lines, width: usize, range: &Range<usize>, ks: &Range<usize>, units: &mut [u32]) {
-    let block = block(range, ks);
-    match width {
-        8 => lines.pack_line_inner::<8>(block, units),
-        16 => lines.pack_line_inner::<16>(block, units),
-        32 => lines.pack_line_inner::<32>(block, units),
-        _ => unreachable!("no kernel has panels of {width}"),
-    }
-}
-
-/// The `index`-th piece of `size` in a range; the last may be shorter.
-fn piece(range: &Range<usize>, index: usize, size: usize) -> Range<usize> {
-    let start = range.start + index * size;
-    start..(start + size).min(range.end)
-}
-
 /// Cuts a range into the fewest parts of at most `max`, nearly equal, each but the last a multiple of `unit`.
-fn cut(range: Range<usize>, max: usize, unit: usize) -> impl Iterator<Item = Range<usize>> {
+fn cut(range: Range<usize>, max: usize, unit: usize) -> impl Iterator<Item = Range<usize>> + Clone {
     let parts = range.len().div_ceil(max);
     let units = range.len().div_ceil(unit);
     (0..parts).map(move |part| {

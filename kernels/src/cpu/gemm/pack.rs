@@ -1,9 +1,13 @@
 //! Copying blocks of operands into the order in which the kernels read them, as 32-bit units.
 //!
 //! A unit is one f32 (bf16 is widened on the way) or, for kernels that multiply bf16 directly, a pair of bf16
-//! neighbours along K. A line is a row of A or a column of B: what runs along K.
+//! neighbours along K. A line is a row of A or a column of B: what runs along K. A panel is a few lines, those of one
+//! register tile.
+
+use std::ops::Range;
 
 use crate::cpu::gemm::matrix::{Matrix, Values};
+use crate::cpu::gemm::transpose::transpose;
 use crate::cpu::simd::vectorised;
 use crate::dtype::bf16;
 
@@ -21,15 +25,6 @@ pub(super) struct Lines<'a> {
     pairs: bool,
 }
 
-/// Lines `first..first + count`, elements `start..end` of each.
-#[derive(Clone, Copy)]
-pub(super) struct Block {
-    pub(super) first: usize,
-    pub(super) count: usize,
-    pub(super) start: usize,
-    pub(super) end: usize,
-}
-
 impl<'a> Lines<'a> {
     /// The rows of `a`.
     pub(super) fn rows(a: &Matrix<'a>, pairs: bool) -> Self {
@@ -41,33 +36,68 @@ impl<'a> Lines<'a> {
         Lines { values: b.values, stride: b.stride, k_inner: !b.rows_are_contiguous(), pairs }
     }
 
-    /// For K-inner lines: `[k / CHUNK][count][CHUNK]` units. The last chunk may be partly unwritten.
-    pub(super) fn pack_k_inner(&self, block: Block, units: &mut [u32]) {
-        vectorised(|| match (self.values, self.pairs) {
-            (Values::F32(x), _) => k_inner(x, self.stride, block, units, f32_unit),
-            (Values::Bf16(x), false) => k_inner(x, self.stride, block, units, wide_unit),
-            (Values::Bf16(x), true) => k_inner(x, self.stride, block, units, pair_unit),
-        });
+    /// Packs one panel of K-inner lines as `[k / CHUNK][line][CHUNK]` units. Units behind the last k are unspecified.
+    pub(super) fn pack_k_inner(&self, lines: &Range<usize>, ks: &Range<usize>, units: &mut [u32]) {
+        let (lines, ks) = (lines.clone(), ks.clone());
+        vectorised(
+            #[inline(always)]
+            || match (self.values, self.pairs) {
+                (Values::F32(x), _) => k_inner(x, self.stride, lines, ks, units, f32_unit),
+                (Values::Bf16(x), false) => k_inner(x, self.stride, lines, ks, units, wide_unit),
+                (Values::Bf16(x), true) => k_inner(x, self.stride, lines, ks, units, pair_unit),
+            },
+        );
     }
 
-    /// `[k][WIDTH]` units, one for each line of the block; those behind the last line are unspecified.
-    pub(super) fn pack_line_inner<const WIDTH: usize>(&self, block: Block, units: &mut [u32]) {
-        vectorised(|| match (self.values, self.pairs, self.k_inner) {
-            (Values::F32(x), _, false) => line_inner::<_, 1, WIDTH>(x, self.stride, block, units, f32_unit),
-            (Values::Bf16(x), false, false) => {
-                line_inner::<_, 1, WIDTH>(x, self.stride, block, units, wide_unit)
+    /// Packs panels as `[panel][k][width]` units, one for each line; units behind a panel's last line are unspecified.
+    pub(super) fn pack_line_inner(
+        &self,
+        panels: impl Iterator<Item = Range<usize>> + Clone,
+        width: usize,
+        ks: &Range<usize>,
+        units: &mut [u32],
+    ) {
+        // A strip of a few k over all panels at a time, so that memory is read along its rows.
+        let per = if self.pairs { 2 } else { 1 };
+        let panel_len = ks.len().div_ceil(per) * width;
+        for (strip, start) in ks.clone().step_by(CHUNK * per).enumerate() {
+            let ks = start..ks.end.min(start + CHUNK * per);
+            let len = ks.len().div_ceil(per) * width;
+            for (lines, units) in panels.clone().zip(units.chunks_mut(panel_len)) {
+                let units = &mut units[strip * CHUNK * width..][..len];
+                match width {
+                    8 => self.pack_strip::<8>(lines, ks.clone(), units),
+                    16 => self.pack_strip::<16>(lines, ks.clone(), units),
+                    32 => self.pack_strip::<32>(lines, ks.clone(), units),
+                    _ => unreachable!("no kernel has panels of {width}"),
+                }
             }
-            (Values::Bf16(x), true, false) => {
-                line_inner::<_, 2, WIDTH>(x, self.stride, block, units, pair_unit)
-            }
-            (Values::F32(x), _, true) => transposed::<_, 1, WIDTH>(x, self.stride, block, units, f32_unit),
-            (Values::Bf16(x), false, true) => {
-                transposed::<_, 1, WIDTH>(x, self.stride, block, units, wide_unit)
-            }
-            (Values::Bf16(x), true, true) => {
-                transposed::<_, 2, WIDTH>(x, self.stride, block, units, pair_unit)
-            }
-        });
+        }
+    }
+
+    fn pack_strip<const WIDTH: usize>(&self, lines: Range<usize>, ks: Range<usize>, units: &mut [u32]) {
+        let stride = self.stride;
+        vectorised(
+            #[inline(always)]
+            || match (self.values, self.pairs, self.k_inner) {
+                (Values::F32(x), _, false) => {
+                    line_inner::<_, 1, WIDTH>(x, stride, lines, ks, units, f32_unit)
+                }
+                (Values::Bf16(x), false, false) => {
+                    line_inner::<_, 1, WIDTH>(x, stride, lines, ks, units, wide_unit)
+                }
+                (Values::Bf16(x), true, false) => {
+                    line_inner::<_, 2, WIDTH>(x, stride, lines, ks, units, pair_unit)
+                }
+                (Values::F32(x), _, true) => transposed::<_, 1, WIDTH>(x, stride, lines, ks, units, f32_unit),
+                (Values::Bf16(x), false, true) => {
+                    transposed::<_, 1, WIDTH>(x, stride, lines, ks, units, wide_unit)
+                }
+                (Values::Bf16(x), true, true) => {
+                    transposed::<_, 2, WIDTH>(x, stride, lines, ks, units, pair_unit)
+                }
+            },
+        );
     }
 }
 
@@ -91,26 +121,25 @@ fn pair_unit([low, high]: [bf16; 2]) -> u32 {
 fn k_inner<T: Copy + Default, const PER: usize>(
     x: &[T],
     stride: usize,
-    block: Block,
+    lines: Range<usize>,
+    ks: Range<usize>,
     units: &mut [u32],
     unit: impl Fn([T; PER]) -> u32,
 ) {
-    let chunk = CHUNK * PER;
-    for (index, start) in (block.start..block.end).step_by(chunk).enumerate() {
-        let len = chunk.min(block.end - start);
-        let out = &mut units[index * block.count * CHUNK..][..block.count * CHUNK];
-        for (line, out) in out.chunks_exact_mut(CHUNK).enumerate() {
-            let from = &x[(block.first + line) * stride + start..][..len];
-            if len == chunk {
-                let (groups, _) = from.as_chunks::<PER>();
-                for (out, group) in out.iter_mut().zip(groups) {
-                    *out = unit(*group);
-                }
-            } else {
-                for (out, group) in out.iter_mut().zip(from.chunks(PER)) {
-                    *out = unit(padded(group));
-                }
+    let step = lines.len() * CHUNK;
+    for (index, line) in lines.enumerate() {
+        let from = &x[line * stride..][ks.clone()];
+        let mut at = index * CHUNK;
+        let mut chunks = from.chunks_exact(CHUNK * PER);
+        for from in &mut chunks {
+            let (groups, _) = from.as_chunks::<PER>();
+            for (out, group) in units[at..][..CHUNK].iter_mut().zip(groups) {
+                *out = unit(*group);
             }
+            at += step;
+        }
+        for (out, group) in units.iter_mut().skip(at).zip(chunks.remainder().chunks(PER)) {
+            *out = unit(padded(group));
         }
     }
 }
@@ -120,28 +149,23 @@ fn k_inner<T: Copy + Default, const PER: usize>(
 fn line_inner<T: Copy + Default, const PER: usize, const WIDTH: usize>(
     x: &[T],
     stride: usize,
-    block: Block,
+    lines: Range<usize>,
+    ks: Range<usize>,
     units: &mut [u32],
     unit: impl Fn([T; PER]) -> u32,
 ) {
     let (rows, _) = units.as_chunks_mut::<WIDTH>();
-    for (start, out) in (block.start..block.end).step_by(PER).zip(rows) {
-        // Neighbours behind the block are copied along where there are any: the kernel never stores their sums.
-        let inside = start + PER <= block.end && (start + PER - 1) * stride + block.first + WIDTH <= x.len();
-        if inside {
-            let from: [&[T]; PER] =
-                std::array::from_fn(|p| &x[(start + p) * stride + block.first..][..WIDTH]);
-            for (j, out) in out.iter_mut().enumerate() {
-                *out = unit(std::array::from_fn(|p| from[p][j]));
-            }
-        } else {
-            for (j, out) in out[..block.count].iter_mut().enumerate() {
-                *out = unit(std::array::from_fn(|p| match start + p < block.end {
-                    true => x[(start + p) * stride + block.first + j],
-                    false => T::default(),
-                }));
+    for (k, out) in ks.clone().step_by(PER).zip(rows) {
+        let mut from = [[T::default(); WIDTH]; PER];
+        for (k, from) in (k..ks.end).zip(&mut from) {
+            let x = &x[k * stride + lines.start..];
+            // Neighbours behind the panel are copied along where there are any: the kernel never stores their sums.
+            match x.first_chunk() {
+                Some(row) => *from = *row,
+                None => from[..lines.len()].copy_from_slice(&x[..lines.len()]),
             }
         }
+        *out = std::array::from_fn(|j| unit(std::array::from_fn(|p| from[p][j])));
     }
 }
 
@@ -150,13 +174,31 @@ fn line_inner<T: Copy + Default, const PER: usize, const WIDTH: usize>(
 fn transposed<T: Copy + Default, const PER: usize, const WIDTH: usize>(
     x: &[T],
     stride: usize,
-    block: Block,
+    lines: Range<usize>,
+    ks: Range<usize>,
     units: &mut [u32],
-    unit: impl Fn([T; PER]) -> u32,
+    unit: impl Fn([T; PER]) -> u32 + Copy,
 ) {
-    for line in 0..block.count {
-        let from = &x[(block.first + line) * stride..][block.start..block.end];
-        for (out, group) in units[line..].iter_mut().step_by(WIDTH).zip(from.chunks(PER)) {
+    let mut done = 0;
+    while done + 8 <= lines.len() {
+        // Two squares of eight lines and eight units, unless the strip is short.
+        let mut block = [[0; CHUNK]; 8];
+        for (j, block) in block.iter_mut().enumerate() {
+            let from = &x[(lines.start + done + j) * stride..][ks.clone()];
+            let Ok(groups) = <&[[T; PER]; CHUNK]>::try_from(from.as_chunks::<PER>().0) else { break };
+            for (out, group) in block.iter_mut().zip(groups) {
+                *out = unit(*group);
+            }
+        }
+        if ks.len() < CHUNK * PER {
+            break;
+        }
+        transpose::<WIDTH>(&block, &mut units[done..]);
+        done += 8;
+    }
+    for (j, line) in lines.enumerate().skip(done) {
+        let from = &x[line * stride..][ks.clone()];
+        for (out, group) in units[j..].iter_mut().step_by(WIDTH).zip(from.chunks(PER)) {
             *out = unit(padded(group));
         }
     }
