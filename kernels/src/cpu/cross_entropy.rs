@@ -31,11 +31,17 @@ pub(crate) fn forward(x_td: &Tensor, w_vd: &Tensor, targets_t: &Tensor, losses_t
     losses_t.fill(0.0);
     for tokens in tokens(targets_t)?.chunks(chunk_rows(w_vd)) {
         let mut logits_tv = matmul::forward(&gather(x_td, tokens)?, w_vd, DType::F32)?;
-        each_row(&mut logits_tv, tokens, losses_t, |logits_v, target| {
-            let target_logit = logits_v[target];
-            let (max, sum) = weigh(logits_v);
-            sum.ln() + (max - target_logit)
-        })?;
+        each_row(
+            &mut logits_tv,
+            tokens,
+            losses_t,
+            #[inline(always)]
+            |logits_v, target| {
+                let target_logit = logits_v[target];
+                let (max, sum) = weigh(logits_v);
+                sum.ln() + (max - target_logit)
+            },
+        )?;
     }
     Ok(())
 }
@@ -55,14 +61,20 @@ pub(crate) fn forward_backward(
     for tokens in tokens(targets_t)?.chunks(chunk_rows(w_vd)) {
         let x_chunk = gather(x_td, tokens)?;
         let mut logits_tv = matmul::forward(&x_chunk, w_vd, DType::F32)?;
-        each_row(&mut logits_tv, tokens, losses_t, |logits_v, target| {
-            let target_logit = logits_v[target];
-            let (max, sum) = weigh(logits_v);
-            let factor = grad_scale / sum;
-            logits_v.iter_mut().for_each(|weight| *weight *= factor);
-            logits_v[target] -= grad_scale;
-            sum.ln() + (max - target_logit)
-        })?;
+        each_row(
+            &mut logits_tv,
+            tokens,
+            losses_t,
+            #[inline(always)]
+            |logits_v, target| {
+                let target_logit = logits_v[target];
+                let (max, sum) = weigh(logits_v);
+                let factor = grad_scale / sum;
+                logits_v.iter_mut().for_each(|weight| *weight *= factor);
+                logits_v[target] -= grad_scale;
+                sum.ln() + (max - target_logit)
+            },
+        )?;
         let dlogits_tv = match x_td.dtype() {
             DType::Bf16 => narrow(&logits_tv)?,
             _ => logits_tv,
@@ -96,17 +108,18 @@ fn each_row(
     let vocab = logits_tv.last_dim();
     let block = parallel::rows_per_block(vocab * size_of::<f32>());
     let blocks = logits_tv.data_mut::<f32>()?.chunks_mut(block * vocab).zip(tokens.chunks(block));
-    let losses = parallel::map(blocks, |(logits, tokens)| -> Vec<f32> {
+    let losses = parallel::map(blocks, |(logits, tokens)| {
+        let mut losses = vec![0.0; tokens.len()];
         vectorised(
             #[inline(always)]
             || {
-                logits
-                    .chunks_exact_mut(vocab)
-                    .zip(tokens)
-                    .map(|(logits, token)| row(logits, token.target))
-                    .collect()
+                let rows = logits.chunks_exact_mut(vocab).zip(tokens);
+                for (loss, (logits, token)) in losses.iter_mut().zip(rows) {
+                    *loss = row(logits, token.target);
+                }
             },
-        )
+        );
+        losses
     });
     for (token, loss) in tokens.iter().zip(losses.into_iter().flatten()) {
         losses_t[token.row] = loss;

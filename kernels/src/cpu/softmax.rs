@@ -5,36 +5,57 @@
 
 use crate::cpu::math::exp;
 
+/// Weights below this are 0: beside the largest weight, 1, they are lost in every f32 sum, but products with them
+/// reach the subnormal numbers, which slow a processor's multiplications down ten times and more.
+const SMALLEST_WEIGHT: f32 = 8.271_806e-25; // 2^-80
+
+/// e^x of a score less its shift, or 0 when that is too small to matter.
+#[inline(always)]
+pub(crate) fn weight(x: f32) -> f32 {
+    let weight = exp(x);
+    if weight < SMALLEST_WEIGHT { 0.0 } else { weight }
+}
+
 /// The largest of `values` and `floor`. NaNs are passed over here; the sums keep them.
 #[inline(always)]
 pub(crate) fn max<const N: usize>(values: &[f32], floor: f32) -> f32 {
     let mut lanes = [floor; N];
     let (chunks, rest) = values.as_chunks::<N>();
     for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane = larger(*lane, *value);
+        for lane in 0..N {
+            lanes[lane] = larger(lanes[lane], chunk[lane]);
         }
     }
-    for (lane, value) in lanes.iter_mut().zip(rest) {
-        *lane = larger(*lane, *value);
+    if !rest.is_empty() {
+        let padded: [f32; N] = pad(rest, floor);
+        for lane in 0..N {
+            lanes[lane] = larger(lanes[lane], padded[lane]);
+        }
     }
     fold(lanes, larger)
 }
 
-/// Replaces each value by e^(value - shift) and adds it to its lane of `sum`.
+/// Replaces each value by its weight e^(value - shift) and adds that to its lane of `sum`.
 #[inline(always)]
 pub(crate) fn exponentiate<const N: usize>(values: &mut [f32], shift: f32, sum: &mut [f32; N]) {
+    // Lanes stay in registers only as a local array that nothing indexes by a run-time number.
+    let mut lanes = *sum;
     let (chunks, rest) = values.as_chunks_mut::<N>();
     for chunk in chunks {
-        for (value, sum) in chunk.iter_mut().zip(sum.iter_mut()) {
-            *value = exp(*value - shift);
-            *sum += *value;
+        for lane in 0..N {
+            chunk[lane] = weight(chunk[lane] - shift);
+            lanes[lane] += chunk[lane];
         }
     }
-    for (value, sum) in rest.iter_mut().zip(sum) {
-        *value = exp(*value - shift);
-        *sum += *value;
+    if !rest.is_empty() {
+        let mut padded: [f32; N] = pad(rest, f32::NEG_INFINITY);
+        for lane in 0..N {
+            padded[lane] = weight(padded[lane] - shift);
+            lanes[lane] += padded[lane];
+        }
+        rest.copy_from_slice(&padded[..rest.len()]);
     }
+    *sum = lanes;
 }
 
 /// The sum over all lanes.
@@ -46,6 +67,14 @@ pub(crate) fn total<const N: usize>(sum: [f32; N]) -> f32 {
 #[inline(always)]
 fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
+}
+
+/// The ragged end of a row as a whole chunk.
+#[inline(always)]
+fn pad<const N: usize>(rest: &[f32], with: f32) -> [f32; N] {
+    let mut padded = [with; N];
+    padded[..rest.len()].copy_from_slice(rest);
+    padded
 }
 
 /// Combines all lanes pairwise, halves onto halves. N is a power of two.
@@ -83,6 +112,13 @@ mod tests {
             let want: f64 = weights.iter().sum();
             assert!((f64::from(total(sum)) - want).abs() <= 1e-6 * want);
         }
+    }
+
+    #[test]
+    fn no_weight_is_subnormal_and_nan_stays() {
+        assert_eq!((weight(0.0), weight(f32::NEG_INFINITY), weight(-90.0)), (1.0, 0.0, 0.0));
+        assert!(weight(-55.0) > 0.0);
+        assert!(weight(f32::NAN).is_nan());
     }
 
     #[test]

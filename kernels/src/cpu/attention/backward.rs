@@ -7,8 +7,8 @@ use crate::cpu::attention::product::{COLS, Left, ROWS, Size, product};
 use crate::cpu::attention::visible::{Panel, Part};
 use crate::cpu::attention::{KEY_TILE, QUERY_BLOCK};
 use crate::cpu::float::Float;
-use crate::cpu::math::exp;
 use crate::cpu::simd::vectorised;
+use crate::cpu::softmax;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
@@ -173,7 +173,7 @@ impl Queries<'_> {
                         ds[hidden].fill(0.0);
                     }
                     for (p, ds) in p[start..end].iter_mut().zip(&mut ds[start..end]) {
-                        *p = exp(*p - lse);
+                        *p = softmax::weight(*p - lse);
                         *ds = *p * (*ds - delta);
                     }
                 }

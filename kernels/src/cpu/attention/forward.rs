@@ -5,7 +5,6 @@ use crate::cpu::attention::product::{COLS, Left, ROWS, Size, product};
 use crate::cpu::attention::visible::{Panel, Part};
 use crate::cpu::attention::{KEY_TILE, QUERY_BLOCK};
 use crate::cpu::float::Float;
-use crate::cpu::math::exp;
 use crate::cpu::simd::vectorised;
 use crate::cpu::softmax;
 use crate::device::Device;
@@ -108,13 +107,7 @@ impl<'a> OnlineSoftmax<'a> {
         let (num_scores, width) = (part.range.len(), self.width);
         vectorised(
             #[inline(always)]
-            || {
-                for row in 0..ROWS {
-                    let scores = &mut scores[row * KEY_TILE..][..num_scores];
-                    let o = &mut o[row * width..][..width];
-                    weigh(scores, &mut max[row], &mut sum[row], o);
-                }
-            },
+            || weigh(scores, num_scores, max, sum, o, width),
         );
         let weights = Left { data: scores, row_stride: KEY_TILE, col_stride: 1 };
         let size = Size { m: ROWS, n: width, k: part.seen_end - part.range.start };
@@ -133,17 +126,30 @@ impl<'a> OnlineSoftmax<'a> {
     }
 }
 
-/// Turns the scores of one row into weights exp(score - max) and brings `max`, `sum` and `o` up to date.
+/// Turns the first `num_scores` scores of each row into weights exp(score - max) and brings `max`, `sum` and the rows
+/// of `o`, `width` apart, up to date. There is no branch on whether a maximum grew: it would be mispredicted.
 #[inline(always)]
-fn weigh(scores: &mut [f32], max: &mut f32, sum: &mut [f32; COLS], o: &mut [f32]) {
-    let new_max = softmax::max::<COLS>(scores, *max);
-    // While nothing was seen, any finite shift gives weights of 0; -inf itself would give NaN.
-    let shift = if new_max == f32::NEG_INFINITY { 0.0 } else { new_max };
-    if new_max != *max {
-        let shrink = exp(*max - shift);
-        o.iter_mut().for_each(|value| *value *= shrink);
-        sum.iter_mut().for_each(|value| *value *= shrink);
-        *max = new_max;
+fn weigh(
+    scores: &mut [f32],
+    num_scores: usize,
+    max: &mut [f32],
+    sum: &mut [[f32; COLS]],
+    o: &mut [f32],
+    width: usize,
+) {
+    let (mut shift, mut shrink) = ([0.0; ROWS], [0.0; ROWS]);
+    for (row, scores) in scores.chunks_exact(KEY_TILE).enumerate() {
+        let new_max = softmax::max::<COLS>(&scores[..num_scores], max[row]);
+        // While nothing was seen, any finite shift gives weights of 0; -inf itself would give NaN.
+        shift[row] = if new_max == f32::NEG_INFINITY { 0.0 } else { new_max };
+        shrink[row] = max[row] - shift[row];
+        max[row] = new_max;
     }
-    softmax::exponentiate(scores, shift, sum);
+    shrink.iter_mut().for_each(|shrink| *shrink = softmax::weight(*shrink));
+    let rows = scores.chunks_exact_mut(KEY_TILE).zip(sum).zip(o.chunks_exact_mut(width));
+    for (row, ((scores, sum), o)) in rows.enumerate() {
+        o.iter_mut().for_each(|value| *value *= shrink[row]);
+        sum.iter_mut().for_each(|value| *value *= shrink[row]);
+        softmax::exponentiate(&mut scores[..num_scores], shift[row], sum);
+    }
 }

@@ -24,7 +24,7 @@ use layout::Shared;
 /// Queries that share one pass over the keys.
 const QUERY_BLOCK: usize = 64;
 /// Keys of one step of the online softmax.
-const KEY_TILE: usize = 64;
+const KEY_TILE: usize = 128;
 /// With fewer (batch, key/value head) pairs than this, the forward pass is cut further, by query blocks. More tasks
 /// lay out the same keys more than once, fewer leave threads idle.
 const MIN_FORWARD_TASKS: usize = 64;

@@ -36,19 +36,6 @@ pub(crate) struct Product<'a> {
     pub(crate) c: MatrixMut<'a>,
 }
 
-/// C = A·B, or C += A·B, on the calling thread: for small products inside other kernels.
-///
-/// # Panics
-/// When the shapes do not fit: a mistake of the calling kernel.
-pub(crate) fn gemm(a: Matrix, b: Matrix, c: MatrixMut, accumulate: bool) {
-    let kernel = kernel::choose(a.values, b.values);
-    let mut product = [Product { a, b, c }];
-    let mut plan = Plan::new(&kernel, &mut product, accumulate);
-    for task in plan.take_tasks() {
-        plan.run(&task);
-    }
-}
-
 /// All products at once on all threads; the operands of all have the same dtypes.
 ///
 /// # Panics
