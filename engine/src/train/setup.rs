@@ -9,7 +9,7 @@ use wattle_kernels::DType;
 use crate::config::{ComputePrecision, Config, Resolved};
 use crate::data::{CorpusSummary, Dataset, TokenCorpus, TokenStream, Tokenizer};
 use crate::files;
-use crate::telemetry::format;
+use crate::telemetry::{format, message};
 use crate::train::resume::{self, Start};
 use crate::train::snapshot::{self, Position};
 use crate::train::{Learner, Options, RunDirectory, TrainError, flops_per_token, start_threads};
@@ -45,13 +45,13 @@ impl Setup {
         let Start { run, checkpoint, messages } = resume::choose(resolved, options)?;
         let say = |text: &str| {
             if !options.quiet {
-                eprintln!("{text}");
+                message(text);
             }
         };
         messages.iter().for_each(|message| say(message));
         files::write_atomically(&run.config(), config_toml.as_bytes())?;
 
-        let tokenizer = match checkpoint.is_some() || run.tokenizer().exists() {
+        let tokenizer = match checkpoint.is_some() {
             true => Tokenizer::from_file(&run.tokenizer())?,
             false => {
                 let tokenizer = Tokenizer::from_config(&config.tokenizer, &config.data, config.run.seed)?;
@@ -128,7 +128,7 @@ impl Setup {
     /// Prints a line for a person, unless the run is quiet.
     pub(super) fn say(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            message(text);
         }
     }
 }
