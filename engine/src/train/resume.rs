@@ -104,7 +104,7 @@ fn continue_in_existing(path: &Path, resolved: &Resolved) -> Result<Start, Train
         path: path.to_owned(),
         remedy: "give --resume a run directory with checkpoints, one of its checkpoints, auto or never",
     };
-    if !RunDirectory::at(path).config().exists() {
+    if !RunDirectory::at(path).has_checkpoints() {
         return Err(not_found().into());
     }
     let start = continue_in(path, resolved)?;
