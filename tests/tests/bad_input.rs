@@ -111,7 +111,8 @@ fn a_start_that_failed_can_be_mended_in_the_same_directory() {
     let sets = ["data.train=[\"corpus.txt\"]", "tokenizer.kind=bpe", "tokenizer.vocab_size=260"];
     let ran = train_with(&workshop, &sets);
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "refused\n"), "{}", ran.stderr);
-    let tokenizer = fs::read_to_string(workshop.path("refused/tokenizer.json")).expect("the run has a tokenizer");
+    let tokenizer =
+        fs::read_to_string(workshop.path("refused/tokenizer.json")).expect("the run has a tokenizer");
     assert!(tokenizer.contains("merges"), "the tokenizer is the one of the second start");
 }
 
@@ -119,7 +120,9 @@ fn a_start_that_failed_can_be_mended_in_the_same_directory() {
 fn a_directory_with_a_configuration_of_its_own_is_not_overwritten() {
     let workshop = Workshop::new();
     let before = fs::read_to_string(workshop.path("config.toml")).expect("it is there");
-    workshop.run(&["train", "config.toml", "--run-dir", "."]).expect_refusal(78, &["no run directory", "--run-dir"]);
+    workshop
+        .run(&["train", "config.toml", "--run-dir", "."])
+        .expect_refusal(78, &["no run directory", "--run-dir"]);
     assert_eq!(fs::read_to_string(workshop.path("config.toml")).expect("it is there"), before);
 }
 
@@ -151,7 +154,9 @@ fn a_path_that_is_no_run_is_refused_by_every_reader() {
         workshop.run(&["logits", path, "--ids", "1", "--output", "l"]).expect_refusal(74, &[path]);
         workshop.run(&["inspect", path]).expect_refusal(74, &[path]);
         workshop.run(&["report", path]).expect_refusal(74, &[path]);
-        workshop.run(&["train", "config.toml", "--resume", path]).expect_refusal(74, &[path, "no checkpoint at"]);
+        workshop
+            .run(&["train", "config.toml", "--resume", path])
+            .expect_refusal(74, &[path, "no checkpoint at"]);
     }
     assert!(!workshop.path("l").exists() && !workshop.path("runs").exists());
 }
@@ -172,7 +177,8 @@ fn read_damaged(damage: impl Fn(&std::path::Path)) -> [Ran; 3] {
 #[test]
 fn a_cut_off_checkpoint_is_bad_data_that_names_the_file() {
     for ran in read_damaged(|step| {
-        let shard = OpenOptions::new().write(true).open(step.join("rank-0.safetensors")).expect("it is there");
+        let shard =
+            OpenOptions::new().write(true).open(step.join("rank-0.safetensors")).expect("it is there");
         shard.set_len(20_000).expect("it can be cut");
     }) {
         ran.expect_refusal(65, &["step-00000020/rank-0.safetensors", "150176 bytes", "13392"]);
@@ -181,7 +187,9 @@ fn a_cut_off_checkpoint_is_bad_data_that_names_the_file() {
 
 #[test]
 fn garbage_for_a_checkpoint_is_bad_data_that_names_the_file() {
-    for ran in read_damaged(|step| fs::write(step.join("rank-0.safetensors"), [0xa5; 5000]).expect("writable")) {
+    for ran in
+        read_damaged(|step| fs::write(step.join("rank-0.safetensors"), [0xa5; 5000]).expect("writable"))
+    {
         ran.expect_refusal(65, &["step-00000020/rank-0.safetensors"]);
     }
     for ran in read_damaged(|step| fs::write(step.join("manifest.json"), "{\"step\": ").expect("writable")) {
@@ -207,7 +215,9 @@ fn one_flipped_bit_is_found_and_the_checkpoint_before_is_used() {
 fn a_broken_or_missing_tokenizer_is_named() {
     let workshop = with_run();
     workshop.write("run/tokenizer.json", "{\"nope\": ");
-    workshop.run(&["generate", "run", "--prompt", "a"]).expect_refusal(65, &["run/tokenizer.json", "tokenizer.json"]);
+    workshop
+        .run(&["generate", "run", "--prompt", "a"])
+        .expect_refusal(65, &["run/tokenizer.json", "tokenizer.json"]);
     fs::remove_file(workshop.path("run/tokenizer.json")).expect("it is there");
     let ran = workshop.run(&["eval", "run", "--data", "text.txt"]);
     ran.expect_refusal(74, &["run/tokenizer.json", "check that the path exists"]);
@@ -219,7 +229,9 @@ fn a_broken_or_missing_tokenizer_is_named() {
 fn a_broken_ledger_is_named_and_kept() {
     let workshop = with_run();
     workshop.write("run/ledger.sqlite", "no database at all, but a text of some length");
-    workshop.run(&["report", "run"]).expect_refusal(74, &["run/ledger.sqlite", "not a database", "move it away"]);
+    workshop
+        .run(&["report", "run"])
+        .expect_refusal(74, &["run/ledger.sqlite", "not a database", "move it away"]);
     let kept = fs::read_to_string(workshop.path("run/ledger.sqlite")).expect("it is there");
     assert!(kept.starts_with("no database"));
 }
@@ -324,7 +336,10 @@ fn a_checkpoint_that_cannot_be_written_ends_the_run_and_keeps_the_one_before() {
         .expect("it is there")
         .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
         .collect();
-    assert!(left.contains(&"step-00000020".to_owned()) && !left.contains(&"step-00000030".to_owned()), "{left:?}");
+    assert!(
+        left.contains(&"step-00000020".to_owned()) && !left.contains(&"step-00000030".to_owned()),
+        "{left:?}"
+    );
     workshop.run(&["eval", "run", "--data", "text.txt", "--json"]).json();
     assert_eq!(workshop.run(&train).stdout, "run\n");
     assert_eq!(workshop.metrics("run").len(), 40);

@@ -63,7 +63,9 @@ fn wrong_usage_exits_2_and_prints_to_stderr_only() {
         assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{command:?}");
         assert!(ran.stderr.contains("--no-such-flag"), "{command:?}: {}", ran.stderr);
     }
-    for arguments in [&["fly"][..], &[], &["train"], &["generate", "run"], &["report"], &["completions", "csh"]] {
+    for arguments in
+        [&["fly"][..], &[], &["train"], &["generate", "run"], &["report"], &["completions", "csh"]]
+    {
         let ran = workshop.run(arguments);
         assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{arguments:?}");
         assert!(!ran.stderr.is_empty(), "{arguments:?}");
@@ -88,7 +90,9 @@ fn a_run_without_a_given_directory_gets_one_of_its_name_and_time() {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let printed = ran.stdout.trim_end();
     assert!(printed.starts_with("runs/tiny-20"), "{printed}");
-    for file in ["config.toml", "metrics.jsonl", "ledger.sqlite", "tokenizer.json", "checkpoints/step-00000002"] {
+    for file in
+        ["config.toml", "metrics.jsonl", "ledger.sqlite", "tokenizer.json", "checkpoints/step-00000002"]
+    {
         assert!(workshop.path(printed).join(file).exists(), "{file}");
     }
 }
@@ -100,9 +104,28 @@ fn each_step_has_the_promised_keys() {
     let metrics = workshop.metrics("run");
     assert_eq!(metrics.len(), 40);
     let mut expected = vec![
-        "step", "tokens", "time", "loss", "ce_loss", "balance_loss", "z_loss", "grad_norm", "lr", "batch_tokens",
-        "k_mean", "expert_load_cv", "dropped_tokens", "tokens_per_second", "mfu", "joules", "joules_per_token",
-        "energy_source", "watts", "grams_co2e", "grams_co2e_total", "phases",
+        "step",
+        "tokens",
+        "time",
+        "loss",
+        "ce_loss",
+        "balance_loss",
+        "z_loss",
+        "grad_norm",
+        "lr",
+        "batch_tokens",
+        "k_mean",
+        "expert_load_cv",
+        "dropped_tokens",
+        "tokens_per_second",
+        "mfu",
+        "joules",
+        "joules_per_token",
+        "energy_source",
+        "watts",
+        "grams_co2e",
+        "grams_co2e_total",
+        "phases",
     ];
     assert_eq!(keys(&metrics[0]), sorted(&expected));
     expected.push("val_loss");
@@ -117,11 +140,26 @@ fn bench_prints_one_json_line_with_the_promised_keys() {
     assert_eq!((ran.stdout.lines().count(), ran.stderr.as_str()), (1, ""));
     let result = ran.json();
     let expected = [
-        "engine", "version", "preset", "device", "precision", "params", "active_params", "tokens_per_s", "step_ms",
-        "gflops", "mfu", "peak_memory_bytes", "joules_per_token", "energy_source",
+        "engine",
+        "version",
+        "preset",
+        "device",
+        "precision",
+        "params",
+        "active_params",
+        "tokens_per_s",
+        "step_ms",
+        "gflops",
+        "mfu",
+        "peak_memory_bytes",
+        "joules_per_token",
+        "energy_source",
     ];
     assert_eq!(keys(&result), sorted(&expected));
-    assert_eq!((&result["engine"], &result["preset"], &result["precision"]), (&"wattle".into(), &"S".into(), &"f32".into()));
+    assert_eq!(
+        (&result["engine"], &result["preset"], &result["precision"]),
+        (&"wattle".into(), &"S".into(), &"f32".into())
+    );
     // By hand from the table of presets: the experts are 6 layers of 8, of which 2 work for a token.
     let expert = 3 * 256 * 512;
     let rest = 4096 * 256 + 6 * (3 * 256 * 256 + 256 * 8 + 2 * 256) + 256;
@@ -183,7 +221,9 @@ fn the_schema_describes_each_section() {
 #[test]
 fn completions_and_the_manual_name_every_command() {
     let workshop = Workshop::new();
-    for arguments in [&["completions", "bash"][..], &["completions", "zsh"], &["completions", "fish"], &["man"]] {
+    for arguments in
+        [&["completions", "bash"][..], &["completions", "zsh"], &["completions", "fish"], &["man"]]
+    {
         let ran = workshop.run(arguments);
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{arguments:?}");
         for command in COMMANDS {

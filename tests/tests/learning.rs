@@ -31,7 +31,8 @@ fn unigram_entropy(workshop: &Workshop) -> f64 {
 /// Mean of a metric over some steps.
 fn mean(workshop: &Workshop, key: &str, steps: std::ops::Range<usize>) -> f64 {
     let num_steps = steps.len() as f64;
-    workshop.metrics("run")[steps].iter().map(|step| step[key].as_f64().expect("a number")).sum::<f64>() / num_steps
+    workshop.metrics("run")[steps].iter().map(|step| step[key].as_f64().expect("a number")).sum::<f64>()
+        / num_steps
 }
 
 /// The router biases in the run's last checkpoint, one list per sparse layer.
@@ -54,7 +55,8 @@ fn sigmoid_routing_with_a_bias_learns_and_the_bias_evens_the_load() {
     let sets = ["moe.scoring=sigmoid", "moe.balance_loss=none"];
     let biased = learns(&[&sets[..], &["moe.bias_update_rate=0.01"]].concat());
     let free = learns(&[&sets[..], &["moe.bias_update_rate=0"]].concat());
-    let (with, without) = (mean(&biased, "expert_load_cv", 250..300), mean(&free, "expert_load_cv", 250..300));
+    let (with, without) =
+        (mean(&biased, "expert_load_cv", 250..300), mean(&free, "expert_load_cv", 250..300));
     assert!(with < 0.5 * without, "the load varies by {with} with the bias and by {without} without");
     assert_eq!(mean(&biased, "balance_loss", 0..300), 0.0);
     let biases = router_biases(&biased);
@@ -92,10 +94,12 @@ fn accumulated_gradients_learn_as_one_batch_does() {
         let mut arguments = vec!["--set", micro];
         arguments.extend(sets.iter().flat_map(|set| ["--set", set]));
         workshop.train("run", &arguments);
-        let column = workshop.metrics("run").into_iter().map(|step| step["ce_loss"].as_f64().expect("a number"));
+        let column =
+            workshop.metrics("run").into_iter().map(|step| step["ce_loss"].as_f64().expect("a number"));
         column.collect::<Vec<f64>>()
     };
-    let (whole, parts) = (losses("optimizer.micro_batch_sequences=8"), losses("optimizer.micro_batch_sequences=2"));
+    let (whole, parts) =
+        (losses("optimizer.micro_batch_sequences=8"), losses("optimizer.micro_batch_sequences=2"));
     assert!((whole[0] - parts[0]).abs() < 1e-6, "{} and {}", whole[0], parts[0]);
     // Sums in another order drift apart slowly.
     assert!((whole[39] - parts[39]).abs() < 1e-2, "{} and {}", whole[39], parts[39]);

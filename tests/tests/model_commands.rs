@@ -36,7 +36,10 @@ fn logits(workshop: &Workshop, ids: &[usize]) -> Vec<Vec<f32>> {
     let (header, data) = bytes[8..].split_at(header_len);
     let header: Value = serde_json::from_slice(header).expect("the header is JSON");
     let tensor = &header["logits"];
-    assert_eq!((&tensor["dtype"], &tensor["shape"][0], &tensor["shape"][1]), (&"F32".into(), &ids.len().into(), &257.into()));
+    assert_eq!(
+        (&tensor["dtype"], &tensor["shape"][0], &tensor["shape"][1]),
+        (&"F32".into(), &ids.len().into(), &257.into())
+    );
     let values: Vec<f32> =
         data.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4 bytes"))).collect();
     values.chunks_exact(257).map(<[f32]>::to_vec).collect()
@@ -78,7 +81,9 @@ fn eval_does_not_depend_on_its_batch_size() {
     let workshop = trained(&[]);
     workshop.write("held.txt", "7 sheep and 49 stars\n".repeat(30));
     let losses = ["1", "3", "64"].map(|batch| {
-        number(&workshop.run(&["eval", "run", "--data", "held.txt", "--batch", batch, "--json"]).json()["loss"])
+        number(
+            &workshop.run(&["eval", "run", "--data", "held.txt", "--batch", batch, "--json"]).json()["loss"],
+        )
     });
     assert!(losses.iter().all(|loss| (loss - losses[0]).abs() < 1e-6), "{losses:?}");
 }
@@ -115,7 +120,12 @@ fn greedy_generation_takes_the_largest_logit_of_a_full_recomputation() {
     for sets in [
         &[][..],
         &["model.num_kv_heads=1", "model.attention_windows=[8, 0]", "model.num_global_tokens=2"],
-        &["moe.scoring=sigmoid", "moe.num_shared_experts=1", "model.qk_norm=true", "model.tied_embedding=false"],
+        &[
+            "moe.scoring=sigmoid",
+            "moe.num_shared_experts=1",
+            "model.qk_norm=true",
+            "model.tied_embedding=false",
+        ],
     ] {
         let workshop = trained(sets);
         let prompt = "3 sheep";
@@ -159,7 +169,10 @@ fn the_key_value_cache_changes_no_logit() {
     for id in single {
         parts.extend(forward(&mut model, &[*id], Some(&mut cache)));
     }
-    assert_eq!((whole.len(), parts.len(), cache.len()), (ids.len() * row_len, ids.len() * row_len, ids.len()));
+    assert_eq!(
+        (whole.len(), parts.len(), cache.len()),
+        (ids.len() * row_len, ids.len() * row_len, ids.len())
+    );
     let difference = whole.iter().zip(&parts).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     assert!(difference < 1e-4, "logits differ by {difference}");
 }
@@ -179,7 +192,8 @@ fn one_seed_gives_one_text_and_another_seed_another() {
 #[test]
 fn only_the_likeliest_token_is_greedy_whatever_the_temperature() {
     let workshop = trained(&[]);
-    let arguments = ["generate", "run", "--prompt", "9 ", "--max-tokens", "15", "--temperature", "2", "--json"];
+    let arguments =
+        ["generate", "run", "--prompt", "9 ", "--max-tokens", "15", "--temperature", "2", "--json"];
     let tokens = |flags: &[&str]| workshop.run(&[&arguments[..], flags].concat()).json()["tokens"].clone();
     let greedy = Value::from(greedy(&workshop, "9 ", "15"));
     assert_eq!(tokens(&["--top-k", "1", "--top-p", "1"]), greedy);
@@ -236,7 +250,8 @@ fn a_checkpoint_is_a_model_wherever_one_stands() {
         });
         assert_eq!(result, by_run, "{model} in {directory}");
     }
-    let earlier = workshop.run(&["eval", "run/checkpoints/step-00000020", "--data", "text.txt", "--json"]).json();
+    let earlier =
+        workshop.run(&["eval", "run/checkpoints/step-00000020", "--data", "text.txt", "--json"]).json();
     assert!(number(&earlier["loss"]) > number(&by_run["loss"]));
 }
 
@@ -244,7 +259,10 @@ fn a_checkpoint_is_a_model_wherever_one_stands() {
 fn inspect_shows_the_experts_of_a_sparse_run() {
     let workshop = trained(&[]);
     let view = workshop.run(&["inspect", "run", "--format", "json"]).json();
-    assert_eq!((&view["steps"], &view["skipped_steps"], &view["checkpoint_step"]), (&40.into(), &0.into(), &40.into()));
+    assert_eq!(
+        (&view["steps"], &view["skipped_steps"], &view["checkpoint_step"]),
+        (&40.into(), &0.into(), &40.into())
+    );
     assert_eq!(view["last"], workshop.metrics("run")[39]);
     let layers = view["expert_tokens"].as_array().expect("a list of layers");
     assert_eq!(layers.len(), 2);
@@ -292,7 +310,10 @@ fn report_prices_two_runs_and_their_total() {
         for run in runs {
             let kwh = number(&run["energy_joules"]) / 3.6e6;
             let grams = number(&run["emissions_grams_co2e"]);
-            assert!(kwh > 0.0 && (grams / (kwh * grams_per_kwh * pue) - 1.0).abs() < 1e-6, "{grams} g, {kwh} kWh");
+            assert!(
+                kwh > 0.0 && (grams / (kwh * grams_per_kwh * pue) - 1.0).abs() < 1e-6,
+                "{grams} g, {kwh} kWh"
+            );
         }
         let sum = |key: &str| runs.iter().map(|run| number(&run[key])).sum::<f64>();
         for key in ["energy_joules", "emissions_grams_co2e", "tokens", "steps"] {
@@ -332,5 +353,8 @@ fn report_agrees_with_the_metrics_of_the_run() {
     assert_eq!(of_steps["windows"], 40);
     assert!((number(&of_steps["energy_joules"]) - joules).abs() < 1e-4, "{of_steps}, metrics say {joules}");
     let grams = number(&report["runs"][0]["emissions_grams_co2e"]);
-    assert!(number(&steps[39]["grams_co2e_total"]) <= grams, "the last evaluation and checkpoint come after it");
+    assert!(
+        number(&steps[39]["grams_co2e_total"]) <= grams,
+        "the last evaluation and checkpoint come after it"
+    );
 }
