@@ -25,6 +25,11 @@ const SHAPES: [[usize; 3]; 16] = [
     [61, 45, 1030],
 ];
 
+/// One product.
+fn gemm(a: Matrix, b: Matrix, c: MatrixMut, accumulate: bool) {
+    gemm_parallel(&mut [Product { a, b, c }], accumulate);
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {
     Forward,
