@@ -37,8 +37,7 @@ pub(crate) fn backward_weight(
             c: MatrixMut::new(dw_oi, o, i, i),
         });
     }
-    gemm_parallel(&mut products, true);
-    Ok(())
+    gemm_parallel(&mut products, true)
 }
 
 /// Each expert's rows of `x` times `orient` of its weight into the same rows of `y`; rows behind the last expert's
@@ -68,6 +67,5 @@ fn rows_times_weights(
         });
     }
     MatrixMut::new(y, num_rows - end, y_cols, y_cols).fill_zero();
-    gemm_parallel(&mut products, false);
-    Ok(())
+    gemm_parallel(&mut products, false)
 }

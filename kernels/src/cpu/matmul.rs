@@ -6,8 +6,7 @@ use crate::tensor::Tensor;
 
 pub(crate) fn forward(x_ti: &Tensor, w_oi: &Tensor, y_to: &mut Tensor) -> Result<()> {
     let (a, b) = (matrix(x_ti)?, matrix(w_oi)?.t());
-    gemm_parallel(&mut [Product { a, b, c: matrix_mut(y_to)? }], false);
-    Ok(())
+    gemm_parallel(&mut [Product { a, b, c: matrix_mut(y_to)? }], false)
 }
 
 pub(crate) fn backward_input(
@@ -17,14 +16,12 @@ pub(crate) fn backward_input(
     accumulate: bool,
 ) -> Result<()> {
     let (a, b) = (matrix(dy_to)?, matrix(w_oi)?);
-    gemm_parallel(&mut [Product { a, b, c: matrix_mut(dx_ti)? }], accumulate);
-    Ok(())
+    gemm_parallel(&mut [Product { a, b, c: matrix_mut(dx_ti)? }], accumulate)
 }
 
 pub(crate) fn backward_weight(dy_to: &Tensor, x_ti: &Tensor, dw_oi: &mut Tensor) -> Result<()> {
     let (a, b) = (matrix(dy_to)?.t(), matrix(x_ti)?);
-    gemm_parallel(&mut [Product { a, b, c: matrix_mut(dw_oi)? }], true);
-    Ok(())
+    gemm_parallel(&mut [Product { a, b, c: matrix_mut(dw_oi)? }], true)
 }
 
 /// A tensor as a matrix, all dimensions but the last folded into its rows.

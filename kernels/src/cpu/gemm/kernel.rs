@@ -19,6 +19,13 @@ pub(super) struct Kernel {
     pub(super) run: unsafe fn(Panels, Out),
 }
 
+impl Kernel {
+    /// Units that hold `k` elements of a line.
+    pub(super) fn units(&self, k: usize) -> usize {
+        if self.pairs { k.div_ceil(2) } else { k }
+    }
+}
+
 /// The packed operands of one tile.
 #[derive(Clone, Copy)]
 pub(super) struct Panels {
