@@ -75,6 +75,16 @@ impl<'a> Lines<'a> {
         }
     }
 
+    /// The units from a line at a k on, when they need no packing: f32 not running along K, multiplied as f32.
+    pub(super) fn in_place(&self, line: usize, k: usize) -> Option<(*const u32, usize)> {
+        match self.values {
+            Values::F32(x) if !self.k_inner => {
+                Some((x[k * self.stride + line..].as_ptr().cast(), self.stride))
+            }
+            _ => None,
+        }
+    }
+
     /// Asks for one of `parts` shares of a block to be brought into L2, ahead of its packing.
     pub(super) fn prefetch(&self, lines: &Range<usize>, ks: &Range<usize>, part: usize, parts: usize) {
         #[cfg(target_arch = "x86_64")]
@@ -85,7 +95,7 @@ impl<'a> Lines<'a> {
                 Values::Bf16(x) => (x.as_ptr().cast::<i8>(), size_of::<bf16>()),
             };
             let (rows, row) = if self.k_inner { (lines, ks) } else { (ks, lines) };
-            let edge = |part: usize| rows.start + rows.len() * part / parts;
+            let edge = |part: usize| rows.start + rows.len() * part.min(parts) / parts;
             for at in edge(part)..edge(part + 1) {
                 let start = (at * self.stride + row.start) * size;
                 for offset in (start..start + row.len() * size).step_by(64) {

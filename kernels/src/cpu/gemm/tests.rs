@@ -1,6 +1,7 @@
 //! Every kernel and form against the f64 reference; equal bits for any number of threads.
 
 use super::*;
+use crate::cpu::gemm::plan::cut;
 use crate::dtype::bf16;
 use crate::reference;
 use crate::rng::{Philox, Purpose};
@@ -181,6 +182,23 @@ fn a_product_inside_larger_matrices_touches_only_its_own_elements() {
         };
         assert_eq!(c, want, "row {row} column {col}");
     }
+}
+
+#[test]
+fn one_thread_alone_gives_the_bits_of_all_threads() {
+    // Tall enough that the parallel form packs B once for all tasks.
+    let (m, n, k) = (1100, 40, 300);
+    let (x, y) = (Operand::random(1, m * k), Operand::random(2, n * k));
+    let product = |c| Product {
+        a: Matrix::new(&x.f32[..], m, k, k),
+        b: Matrix::new(&y.f32[..], n, k, k).t(),
+        c: MatrixMut::new(c, m, n, n),
+    };
+    let (mut alone, mut parallel) = (vec![0.0f32; m * n], vec![0.0f32; m * n]);
+    gemm_parallel(&mut [product(&mut parallel[..])], false).unwrap();
+    let Product { a, b, c } = product(&mut alone[..]);
+    gemm(a, b, c, false);
+    assert_eq!(alone, parallel);
 }
 
 #[test]
