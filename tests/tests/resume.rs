@@ -149,16 +149,19 @@ fn an_explicit_checkpoint_or_run_directory_is_gone_on_from() {
 }
 
 #[test]
-fn an_older_checkpoint_leaves_the_line_after_it_even_if_killed_at_once() {
+fn an_older_checkpoint_leaves_the_line_after_it_even_if_killed_before_the_next_save() {
     let workshop = Workshop::new();
-    let whole = unbroken(&workshop);
-    workshop.train("run", &["--max-steps", "30"]);
+    let length = ["--set", "run.max_tokens=102400"];
+    workshop.train("unbroken", &length);
+    workshop.train("run", &[&length[..], &["--max-steps", "30"]].concat());
     let run = workshop.path("run");
-    // Without a step there is no new checkpoint: as a kill before the next save would leave it.
-    resume(&workshop, &["--resume", "run/checkpoints/step-00000020", "--max-steps", "20"]);
-    let ran = workshop.train("run", &[]);
-    assert!(ran.stderr.contains("(step 20)"), "{}", ran.stderr);
-    whole.assert_same(&Outcome::of(&run));
+    let back = ["--resume", "run/checkpoints/step-00000010", "--set", "checkpoint.every_steps=0"];
+    let mut process = Process::train(&workshop, "run", &[&length[..], &back].concat());
+    process.wait_until("the later checkpoints to go", || checkpoint_steps(&run) == [10]);
+    process.kill();
+    let ran = workshop.train("run", &length);
+    assert!(ran.stderr.contains("(step 10)"), "{}", ran.stderr);
+    Outcome::of(&workshop.path("unbroken")).assert_same(&Outcome::of(&run));
 }
 
 #[test]
@@ -171,6 +174,11 @@ fn a_checkpoint_can_go_on_in_a_new_run_directory() {
     let branch = Outcome::of(&workshop.path("branch"));
     assert!(whole.tensors == branch.tensors);
     assert_eq!(whole.metrics[20..], branch.metrics);
+    assert_eq!(
+        checkpoint_steps(&workshop.path("branch")),
+        [20, 30, 40],
+        "it can be resumed from its first moment"
+    );
     whole.assert_same(&Outcome::of(&workshop.path("unbroken")));
     // It is a run now: another start from the old one would mix two histories.
     let ran = resume(&workshop, &["--resume", from, "--run-dir", "branch"]);

@@ -112,6 +112,10 @@ impl Session {
     fn run(&mut self, signals: &Signals, max_steps: Option<u64>) -> Result<Ended, TrainError> {
         let config = self.setup.config.clone();
         let max_tokens = config.run.max_tokens.get();
+        if self.setup.position.step > self.saved_step {
+            // Begun from a checkpoint elsewhere: from here on this run directory stands on its own.
+            self.checkpoint()?;
+        }
         let ended = loop {
             let position = &self.setup.position;
             if position.tokens >= max_tokens {
