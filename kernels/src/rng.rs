@@ -53,7 +53,7 @@ impl Philox {
 
     /// A whole number in `0..bound` at `index`; `bound` of 0 gives 0. The bias is below bound / 2^64.
     pub fn below(&self, index: u64, bound: u64) -> u64 {
-        (u128::from(self.word(index)) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.word(index)) * u128::from(bound)) >> 64) as u64
     }
 
     /// Four independent standard normal values at `index` (Box-Muller on 32-bit uniforms).

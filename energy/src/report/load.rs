@@ -58,8 +58,8 @@ fn run(
     account.domains = domains(ledger, id)?;
     let final_loss = ledger.query_row(
         "SELECT (SELECT loss FROM window JOIN segment ON segment.id = segment
-                 WHERE run = ?1 AND NOT superseded AND loss NOT NULL ORDER BY step DESC LIMIT 1)",
-        [id],
+                 WHERE run = ?1 AND kind = ?2 AND NOT superseded AND loss NOT NULL ORDER BY step DESC LIMIT 1)",
+        params![id, WindowKind::Step.as_str()],
         |row| row.get(0),
     )?;
     ledger.query_row(

@@ -25,4 +25,4 @@ mod write;
 pub use error::{CheckpointError, Result};
 pub use read::{Header, Newest, Rejected, load, newest_header, newest_valid};
 pub use state::{NamedTensor, Progress, State};
-pub use write::save;
+pub use write::{remove_after, save};

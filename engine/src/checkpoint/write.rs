@@ -130,11 +130,21 @@ fn describe(
     }
 }
 
+/// Removes the checkpoints of later steps than `step`.
+///
+/// # Errors
+/// [`CheckpointError::Io`].
+pub fn remove_after(checkpoints_dir: &Path, step: u64) -> Result<()> {
+    for later in directory::list(checkpoints_dir)?.into_iter().filter(|found| found.step > step) {
+        files::remove_directory(&later.path)?;
+    }
+    Ok(())
+}
+
 /// Removes the checkpoints of later steps, then those beyond the newest `keep`.
 fn remove_surplus(checkpoints_dir: &Path, newest_step: u64, keep: usize) -> Result<()> {
-    let found = directory::list(checkpoints_dir)?;
-    let (later, kept): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| found.step > newest_step);
-    for surplus in later.iter().chain(kept.iter().skip(keep.max(1))) {
+    remove_after(checkpoints_dir, newest_step)?;
+    for surplus in directory::list(checkpoints_dir)?.iter().skip(keep.max(1)) {
         files::remove_directory(&surplus.path)?;
     }
     Ok(())

@@ -91,9 +91,10 @@ impl TrainError {
     pub fn exit_code(&self) -> Option<u8> {
         use crate::cli::exit;
         match self {
-            TrainError::AnotherRun { .. } | TrainError::RunExists { .. } | TrainError::ForeignDirectory { .. } | TrainError::RunBusy { .. } => {
-                Some(exit::BAD_CONFIGURATION)
-            }
+            TrainError::AnotherRun { .. }
+            | TrainError::RunExists { .. }
+            | TrainError::ForeignDirectory { .. }
+            | TrainError::RunBusy { .. } => Some(exit::BAD_CONFIGURATION),
             TrainError::NotFinite { .. } => Some(exit::CHECK_FAILED),
             TrainError::Data(error) => Some(error.exit_code()),
             TrainError::Checkpoint(error) => Some(error.exit_code()),

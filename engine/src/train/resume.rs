@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{self, CheckpointError, State};
+use crate::checkpoint::{self, CheckpointError, Rejected, State};
 use crate::config::Resolved;
 use crate::train::{Options, RunDirectory, TrainError};
 
@@ -21,6 +21,8 @@ pub enum Resume {
 pub(super) struct Start {
     pub(super) run: RunDirectory,
     pub(super) checkpoint: Option<(PathBuf, State)>,
+    /// The run directory of that checkpoint, where it has one: its tokenizer is there.
+    pub(super) origin: Option<PathBuf>,
     /// What a person should know: refused checkpoints, changed settings.
     pub(super) messages: Vec<String>,
 }
@@ -37,7 +39,7 @@ pub(super) fn choose(resolved: &Resolved, options: &Options) -> Result<Start, Tr
             Err(TrainError::RunExists { path: path.clone() })
         }
         (Resume::Auto, Some(path)) if RunDirectory::at(path).has_checkpoints() => continue_in(path, resolved),
-        (_, Some(path)) if RunDirectory::at(path).is_foreign() => {
+        (_, Some(path)) if RunDirectory::at(path).config().exists() && !RunDirectory::at(path).is_run() => {
             Err(TrainError::ForeignDirectory { path: path.clone() })
         }
         // Also where an earlier start failed before its first checkpoint: there is nothing to lose or to fit.
@@ -59,7 +61,7 @@ pub(super) fn config_text(resolved: &Resolved) -> Result<String, TrainError> {
 }
 
 fn fresh(path: &Path) -> Result<Start, TrainError> {
-    Ok(Start { run: take(path)?, checkpoint: None, messages: Vec::new() })
+    Ok(Start { run: take(path)?, checkpoint: None, origin: None, messages: Vec::new() })
 }
 
 fn take(path: &Path) -> Result<RunDirectory, TrainError> {
@@ -69,49 +71,66 @@ fn take(path: &Path) -> Result<RunDirectory, TrainError> {
 /// Goes on in a run directory, from its newest valid checkpoint or, without one, from the start.
 fn continue_in(path: &Path, resolved: &Resolved) -> Result<Start, TrainError> {
     let run = take(path)?;
-    let mut messages = compare(&run, resolved)?;
+    let mut messages = compare(&crate::files::read_to_string(&run.config())?, path, resolved)?;
     let newest = checkpoint::newest_valid(&run.checkpoints())?;
     let checkpoint = newest.map(|newest| {
-        messages.extend(
-            newest.rejected.iter().map(|rejected| format!("checkpoint refused: {}", rejected.reason)),
-        );
+        messages.extend(newest.rejected.iter().map(refusal));
         (newest.path, newest.state)
     });
-    Ok(Start { run, checkpoint, messages })
+    Ok(Start { run, checkpoint, origin: Some(path.to_owned()), messages })
 }
 
-fn from_path(path: &Path, run_directory: Option<&Path>, resolved: &Resolved) -> Result<Start, TrainError> {
-    if !path.join("manifest.json").exists() {
-        let start = continue_in_existing(path, resolved)?;
-        return match run_directory {
-            None => Ok(start),
-            Some(other) => Ok(Start { run: take(other)?, ..start }),
-        };
-    }
-    let state = checkpoint::load(path)?;
-    let run_path = match (run_directory, path.parent().and_then(Path::parent)) {
-        (Some(given), _) => given.to_owned(),
-        (None, Some(above)) => above.to_owned(),
-        (None, None) => PathBuf::from("."),
-    };
-    let run = take(&run_path)?;
-    let messages = if run.config().exists() { compare(&run, resolved)? } else { Vec::new() };
-    Ok(Start { run, checkpoint: Some((path.to_owned(), state)), messages })
-}
-
-fn continue_in_existing(path: &Path, resolved: &Resolved) -> Result<Start, TrainError> {
+/// Goes on from a checkpoint, or from the newest valid one of a run: in its own run directory, or in another that
+/// holds no run yet.
+fn from_path(path: &Path, given: Option<&Path>, resolved: &Resolved) -> Result<Start, TrainError> {
     let not_found = || CheckpointError::NotFound {
         path: path.to_owned(),
         remedy: "give --resume a run directory with checkpoints, one of its checkpoints, auto or never",
     };
-    if !RunDirectory::at(path).has_checkpoints() {
-        return Err(not_found().into());
-    }
-    let start = continue_in(path, resolved)?;
-    match start.checkpoint {
-        Some(_) => Ok(start),
-        None => Err(not_found().into()),
-    }
+    // Made absolute, so that a path such as `step-00000100` has something above it.
+    let path = &path.canonicalize().map_err(|_| not_found())?;
+    let is_checkpoint = path.join("manifest.json").exists();
+    let origin = match is_checkpoint {
+        true => run_of(path),
+        false if RunDirectory::at(path).is_run() => Some(path.to_owned()),
+        false => return Err(not_found().into()),
+    };
+    let run = match (given, &origin) {
+        (Some(given), _) if is_same(given, origin.as_deref()) => take(given)?,
+        (Some(given), _) if RunDirectory::at(given).config().exists() => {
+            return Err(TrainError::RunExists { path: given.to_owned() });
+        }
+        (Some(given), _) => take(given)?,
+        (None, Some(origin)) => take(origin)?,
+        (None, None) => {
+            take(&RunDirectory::new_path(&resolved.config.run.directory, &resolved.config.run.name)?)?
+        }
+    };
+    let (checkpoint, rejected) = match is_checkpoint {
+        true => ((path.to_owned(), checkpoint::load(path)?), Vec::new()),
+        false => {
+            let newest =
+                checkpoint::newest_valid(&RunDirectory::at(path).checkpoints())?.ok_or_else(not_found)?;
+            ((newest.path, newest.state), newest.rejected)
+        }
+    };
+    let mut messages = compare(&checkpoint.1.config_toml, run.path(), resolved)?;
+    messages.extend(rejected.iter().map(refusal));
+    Ok(Start { run, checkpoint: Some(checkpoint), origin, messages })
+}
+
+/// The run directory that a checkpoint lies in; none when it was copied out of it.
+fn run_of(checkpoint: &Path) -> Option<PathBuf> {
+    let run = checkpoint.parent()?.parent()?;
+    RunDirectory::at(run).config().exists().then(|| run.to_owned())
+}
+
+fn is_same(given: &Path, origin: Option<&Path>) -> bool {
+    given.canonicalize().is_ok_and(|given| Some(given.as_path()) == origin)
+}
+
+fn refusal(rejected: &Rejected) -> String {
+    format!("checkpoint refused: {}", rejected.reason)
 }
 
 /// The newest run of this name and exactly this configuration that has tokens left to train.
@@ -133,12 +152,11 @@ fn unfinished(resolved: &Resolved) -> Result<Option<Start>, TrainError> {
     Ok(None)
 }
 
-/// Refuses another model or other data; names what else has changed.
-fn compare(run: &RunDirectory, resolved: &Resolved) -> Result<Vec<String>, TrainError> {
-    let path = run.config();
-    let saved = crate::files::read_to_string(&path)?;
+/// Refuses another model or other data than `saved`, the configuration of the run in `path`; names what else has
+/// changed.
+fn compare(saved: &str, path: &Path, resolved: &Resolved) -> Result<Vec<String>, TrainError> {
     let parse = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
-    let (saved, given) = (flatten(&parse(&saved)), flatten(&parse(&config_text(resolved)?)));
+    let (saved, given) = (flatten(&parse(saved)), flatten(&parse(&config_text(resolved)?)));
     let mut messages = Vec::new();
     for key in saved.keys().chain(given.keys().filter(|key| !saved.contains_key(*key))) {
         let show = |side: Option<&String>| side.cloned().unwrap_or_else(|| "not set".to_owned());
@@ -148,13 +166,13 @@ fn compare(run: &RunDirectory, resolved: &Resolved) -> Result<Vec<String>, Train
         }
         if IDENTITY.iter().any(|prefix| key.starts_with(prefix)) {
             return Err(TrainError::AnotherRun {
-                path: run.path().to_owned(),
+                path: path.to_owned(),
                 key: key.clone(),
                 saved: show(before),
                 given: show(now),
             });
         }
-        messages.push(format!("{key} was {} when the run began, now {}", show(before), show(now)));
+        messages.push(format!("{key} was {} before, now {}", show(before), show(now)));
     }
     Ok(messages)
 }

@@ -62,9 +62,9 @@ impl RunDirectory {
         fs::read_dir(self.checkpoints()).is_ok_and(|mut entries| entries.next().is_some())
     }
 
-    /// Whether the directory has a config.toml that no run has put there.
-    pub fn is_foreign(&self) -> bool {
-        self.config().exists() && !self.checkpoints().exists()
+    /// Whether a run was started here; a config.toml alone can be anybody's.
+    pub fn is_run(&self) -> bool {
+        self.config().exists() && self.checkpoints().exists()
     }
 
     /// Whether this process holds the directory for training.

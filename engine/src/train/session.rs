@@ -63,6 +63,8 @@ struct Session {
     /// Steps in a row that were not finite.
     nonfinite_in_a_row: u64,
     last_checkpoint: PathBuf,
+    /// The step that a checkpoint in the run directory holds, 0 before the first.
+    saved_step: u64,
     last_step: Option<StepMetrics>,
 }
 
@@ -92,7 +94,9 @@ impl Session {
             config.telemetry.log_every_steps,
             options.quiet,
         );
+        let is_own = |path: &PathBuf| path.parent() == Some(&setup.run.checkpoints());
         Ok(Session {
+            saved_step: setup.resumed_from.as_ref().filter(|path| is_own(path)).map_or(0, |_| position.step),
             seconds_before: position.seconds,
             last_checkpoint: setup.resumed_from.clone().unwrap_or_else(|| setup.run.checkpoints()),
             setup,
@@ -108,6 +112,10 @@ impl Session {
     fn run(&mut self, signals: &Signals, max_steps: Option<u64>) -> Result<Ended, TrainError> {
         let config = self.setup.config.clone();
         let max_tokens = config.run.max_tokens.get();
+        if self.setup.position.step > self.saved_step {
+            // Begun from a checkpoint elsewhere: from here on this run directory stands on its own.
+            self.checkpoint()?;
+        }
         let ended = loop {
             let position = &self.setup.position;
             if position.tokens >= max_tokens {
@@ -122,11 +130,12 @@ impl Session {
             self.step()?;
             let step = self.setup.position.step;
             let is_due = |every: usize| every > 0 && step % every as u64 == 0;
-            if is_due(config.checkpoint.every_steps) || signals.take_checkpoint() {
+            // Asked first: a request is met by a checkpoint that was due anyway.
+            if signals.take_checkpoint() || is_due(config.checkpoint.every_steps) {
                 self.checkpoint()?;
             }
         };
-        if self.setup.position.step > 0 {
+        if self.setup.position.step > self.saved_step {
             self.checkpoint()?;
         }
         Ok(ended)
@@ -224,6 +233,7 @@ impl Session {
         self.metrics.sync()?;
         self.setup.position.seconds = self.seconds();
         self.last_checkpoint = snapshot::save(&self.setup)?;
+        self.saved_step = self.setup.position.step;
         self.energy.close(&self.setup.monitor, WindowKind::Checkpoint, self.setup.position.step, 0, None)?;
         self.energy.flush()?;
         Ok(())

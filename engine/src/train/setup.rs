@@ -6,13 +6,14 @@ use std::sync::Arc;
 use wattle_energy::EnergyMonitor;
 use wattle_kernels::DType;
 
+use crate::checkpoint;
 use crate::config::{ComputePrecision, Config, Resolved};
 use crate::data::{CorpusSummary, Dataset, TokenCorpus, TokenStream, Tokenizer};
 use crate::files;
 use crate::telemetry::{format, message};
 use crate::train::resume::{self, Start};
 use crate::train::snapshot::{self, Position};
-use crate::train::{Learner, Options, RunDirectory, TrainError, flops_per_token, start_threads};
+use crate::train::{Learner, Options, Resume, RunDirectory, TrainError, flops_per_token, start_threads};
 
 /// A run that is ready to train.
 pub(super) struct Setup {
@@ -42,7 +43,7 @@ impl Setup {
         let monitor = EnergyMonitor::from_config(&config.energy)?;
         start_threads(config.device.threads)?;
         let config_toml = resume::config_text(resolved)?;
-        let Start { run, checkpoint, messages } = resume::choose(resolved, options)?;
+        let Start { run, checkpoint, origin, messages } = resume::choose(resolved, options)?;
         let say = |text: &str| {
             if !options.quiet {
                 message(text);
@@ -51,14 +52,16 @@ impl Setup {
         messages.iter().for_each(|message| say(message));
         files::write_atomically(&run.config(), config_toml.as_bytes())?;
 
-        let tokenizer = match checkpoint.is_some() {
-            true => Tokenizer::from_file(&run.tokenizer())?,
-            false => {
-                let tokenizer = Tokenizer::from_config(&config.tokenizer, &config.data, config.run.seed)?;
-                tokenizer.save(&run.tokenizer())?;
-                tokenizer
-            }
+        let tokenizer = match (&checkpoint, tokenizer_file(&run, origin)) {
+            // A file that is there comes from a start that failed, perhaps with other settings.
+            (None, _) => Tokenizer::from_config(&config.tokenizer, &config.data, config.run.seed)?,
+            (Some(_), Some(path)) => Tokenizer::from_file(&path)?,
+            // One made anew might not be the one that the weights know.
+            (Some(_), None) => Tokenizer::from_file(&run.tokenizer())?,
         };
+        if checkpoint.is_none() || !run.tokenizer().exists() {
+            tokenizer.save(&run.tokenizer())?;
+        }
         let corpus = TokenCorpus::load(&config.data, &tokenizer, config.run.seed)?;
         describe(&corpus, &tokenizer).iter().for_each(|line| say(line));
         let sequence_length = config.data.sequence_length;
@@ -89,6 +92,10 @@ impl Setup {
             None => (Position::default(), None),
             Some((path, state)) => (snapshot::restore(&mut learner, state, &path)?, Some(path)),
         };
+        if let Resume::From(_) = options.resume {
+            // The line of training that this one leaves; a kill before the next save must not lead back to it.
+            checkpoint::remove_after(&run.checkpoints(), position.step)?;
+        }
         files::trim_jsonl_after(&run.metrics(), |object| {
             object.get("step").and_then(serde_json::Value::as_u64).is_some_and(|step| step <= position.step)
         })?;
@@ -131,6 +138,12 @@ impl Setup {
             message(text);
         }
     }
+}
+
+/// The tokenizer of this run, or else of the run it goes on from.
+fn tokenizer_file(run: &RunDirectory, origin: Option<PathBuf>) -> Option<PathBuf> {
+    let origin = origin.map(|path| RunDirectory::at(&path).tokenizer());
+    [Some(run.tokenizer()), origin].into_iter().flatten().find(|path| path.exists())
 }
 
 /// What was read, and what was not.

@@ -19,18 +19,29 @@ pub(super) struct Kernel {
     pub(super) run: unsafe fn(Panels, Out),
 }
 
-/// The packed operands of one tile.
+impl Kernel {
+    /// Units that hold `k` elements of a line.
+    pub(super) fn units(&self, k: usize) -> usize {
+        if self.pairs { k.div_ceil(2) } else { k }
+    }
+}
+
+/// The operands of one tile: packed panels, or f32 where it lies when its order is that of a panel.
 #[derive(Clone, Copy)]
 pub(super) struct Panels {
-    /// `[k / CHUNK][rows][CHUNK]` units, or `[k][a_width]` when not `k_inner`.
+    /// `[k / CHUNK][rows][CHUNK]` units when `k_inner`, else `rows` units at each k.
     pub(super) a: *const u32,
-    /// `[k][cols]` units.
+    /// Units of A from one k to the next, when not `k_inner`.
+    pub(super) a_step: usize,
+    pub(super) k_inner: bool,
+    /// `cols` units at each k.
     pub(super) b: *const u32,
+    /// Units of B from one k to the next.
+    pub(super) b_step: usize,
     /// Units along K.
     pub(super) k: usize,
     /// Rows of the tile, from 1 to the kernel's `rows`.
     pub(super) rows: usize,
-    pub(super) k_inner: bool,
 }
 
 /// Where a tile's sums go.

@@ -75,6 +75,39 @@ impl<'a> Lines<'a> {
         }
     }
 
+    /// The units from a line at a k on, when they need no packing: f32 not running along K, multiplied as f32.
+    pub(super) fn in_place(&self, line: usize, k: usize) -> Option<(*const u32, usize)> {
+        match self.values {
+            Values::F32(x) if !self.k_inner => {
+                Some((x[k * self.stride + line..].as_ptr().cast(), self.stride))
+            }
+            _ => None,
+        }
+    }
+
+    /// Asks for one of `parts` shares of a block to be brought into L2, ahead of its packing.
+    pub(super) fn prefetch(&self, lines: &Range<usize>, ks: &Range<usize>, part: usize, parts: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            let (base, size) = match self.values {
+                Values::F32(x) => (x.as_ptr().cast::<i8>(), size_of::<f32>()),
+                Values::Bf16(x) => (x.as_ptr().cast::<i8>(), size_of::<bf16>()),
+            };
+            let (rows, row) = if self.k_inner { (lines, ks) } else { (ks, lines) };
+            let edge = |part: usize| rows.start + rows.len() * part.min(parts) / parts;
+            for at in edge(part)..edge(part + 1) {
+                let start = (at * self.stride + row.start) * size;
+                for offset in (start..start + row.len() * size).step_by(64) {
+                    // SAFETY: a prefetch reads nothing; any address is allowed.
+                    unsafe { _mm_prefetch::<_MM_HINT_T1>(base.wrapping_add(offset)) };
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (lines, ks, part, parts);
+    }
+
     fn pack_strip<const WIDTH: usize>(&self, lines: Range<usize>, ks: Range<usize>, units: &mut [u32]) {
         let stride = self.stride;
         vectorised(

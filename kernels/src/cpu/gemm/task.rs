@@ -1,0 +1,165 @@
+//! One task: a block of C, summed over K.
+
+use std::ops::Range;
+
+use crate::cpu::gemm::kernel::{Out, OutPtr, Panels, write_sums};
+use crate::cpu::gemm::pack::CHUNK;
+use crate::cpu::gemm::plan::{A_GROUP, IN_PLACE_PANELS, Plan, Task, cut};
+use crate::cpu::gemm::scratch::{Scratch, Units};
+use crate::cpu::simd::vectorised;
+
+/// Panels of an operand over a block of K, packed or where they lie.
+struct Operand {
+    start: *const u32,
+    /// Units from one packed panel to the next.
+    panel_step: usize,
+    /// Units from one line to the next, where they lie.
+    line_step: usize,
+    /// Units from one k to the next.
+    k_step: usize,
+}
+
+impl Operand {
+    fn packed(units: &[u32], panel_step: usize, k_step: usize) -> Self {
+        Operand { start: units.as_ptr(), panel_step, line_step: 0, k_step }
+    }
+
+    fn in_place((start, k_step): (*const u32, usize)) -> Self {
+        Operand { start, panel_step: 0, line_step: 1, k_step }
+    }
+
+    /// The panel with this index, whose first line is `line` lines behind the first of all.
+    fn panel(&self, index: usize, line: usize) -> *const u32 {
+        self.start.wrapping_add(index * self.panel_step + line * self.line_step)
+    }
+}
+
+impl Plan<'_> {
+    /// Computes one block of C; `shared` holds what [`Plan::pack_shared`] packed.
+    pub(super) fn run(&self, task: &Task, shared: &[u32]) {
+        let source = &self.sources[task.source];
+        // SAFETY: the task's block lies inside C.
+        let to = unsafe { source.c.add(task.rows.start * source.c_stride + task.cols.start) };
+        let out = Out { to, stride: source.c_stride, cols: 0, accumulate: self.accumulate };
+        Scratch::with(|Scratch { a, b, c: sums }| match to {
+            OutPtr::Bf16(_) if source.k_blocks().nth(1).is_some() => {
+                // The sums over all blocks of K are kept in f32 and rounded once.
+                let width = task.cols.len();
+                sums.resize(task.rows.len() * width, 0.0);
+                let to_sums = OutPtr::F32(sums.as_mut_ptr());
+                self.sum(task, shared, Out { to: to_sums, stride: width, cols: 0, accumulate: false }, a, b);
+                for (row, sums) in sums.chunks_exact(width).enumerate() {
+                    vectorised(
+                        #[inline(always)]
+                        || {
+                            // SAFETY: the row lies inside this task's block of C.
+                            unsafe { write_sums(sums, to.add(row * out.stride), out.accumulate) }
+                        },
+                    );
+                }
+            }
+            _ => self.sum(task, shared, out, a, b),
+        });
+    }
+
+    /// Sums one block of C over all of K into `out`.
+    fn sum(&self, task: &Task, shared: &[u32], out: Out, a_units: &mut Units, b_units: &mut Units) {
+        let (kernel, source) = (self.kernel, &self.sources[task.source]);
+        let mut accumulate = out.accumulate;
+        for ks in source.k_blocks() {
+            let b = self.b_operand(task, &ks, shared, b_units);
+            // K-inner rows are packed just before their use, to be read from L1; others by a few panels, for the sake
+            // of reading memory along its rows.
+            let group = if source.a.k_inner { kernel.rows } else { kernel.rows * A_GROUP };
+            for rows in cut(task.rows.clone(), group, 1) {
+                let a = self.a_operand(task, &rows, &ks, a_units);
+                for (a_index, a_rows) in cut(rows.clone(), kernel.rows, 1).enumerate() {
+                    for (b_index, b_cols) in cut(task.cols.clone(), kernel.cols, kernel.cols).enumerate() {
+                        self.prefetch(task, &a_rows, b_index, &ks);
+                        let panels = Panels {
+                            a: a.panel(a_index, a_rows.start - rows.start),
+                            a_step: a.k_step,
+                            k_inner: source.a.k_inner,
+                            b: b.panel(b_index, b_cols.start - task.cols.start),
+                            b_step: b.k_step,
+                            k: kernel.units(ks.len()),
+                            rows: a_rows.len(),
+                        };
+                        let row = a_rows.start - task.rows.start;
+                        let offset = row * out.stride + b_cols.start - task.cols.start;
+                        // SAFETY: the kernel was chosen for this processor; the panels were packed for it or lie in
+                        // an operand in its order; the tile lies inside the block that `out` stands for, which only
+                        // this task writes.
+                        unsafe {
+                            let to = out.to.add(offset);
+                            (kernel.run)(panels, Out { to, cols: b_cols.len(), accumulate, ..out });
+                        }
+                    }
+                }
+            }
+            accumulate = true;
+        }
+    }
+
+    /// The task's part of B over a block of K: where it lies, shared by all tasks, or packed into `units`.
+    fn b_operand(&self, task: &Task, ks: &Range<usize>, shared: &[u32], units: &mut Units) -> Operand {
+        let (source, width) = (&self.sources[task.source], self.kernel.cols);
+        if let Some(b) = source.b_in_place(width, task.cols.start, ks.start) {
+            return Operand::in_place(b);
+        }
+        let k = self.kernel.units(ks.len());
+        let len = task.cols.len().next_multiple_of(width) * k;
+        let b = match source.shared {
+            Some(start) => {
+                let before = source.n.next_multiple_of(width) * self.kernel.units(ks.start);
+                &shared[start + before + task.cols.start * k..][..len]
+            }
+            None => {
+                let units = units.take(len);
+                self.pack_b(source, &task.cols, ks, units);
+                units
+            }
+        };
+        Operand::packed(b, width * k, width)
+    }
+
+    /// Some rows of A over a block of K: where they lie, or packed into `units`.
+    fn a_operand(&self, task: &Task, rows: &Range<usize>, ks: &Range<usize>, units: &mut Units) -> Operand {
+        let (kernel, a) = (self.kernel, &self.sources[task.source].a);
+        let k = kernel.units(ks.len());
+        let num_panels = rows.len().div_ceil(kernel.rows);
+        if a.k_inner {
+            let units = units.take(k.next_multiple_of(CHUNK) * rows.len());
+            a.pack_k_inner(rows, ks, units);
+            return Operand::packed(units, 0, 0);
+        }
+        // Packing pays when many panels of B follow.
+        match a.in_place(rows.start, ks.start) {
+            Some(a) if task.cols.len() <= IN_PLACE_PANELS * kernel.cols => Operand::in_place(a),
+            _ => {
+                let units = units.take(num_panels * k * kernel.a_width);
+                a.pack_line_inner(cut(rows.clone(), kernel.rows, 1), kernel.a_width, ks, units);
+                Operand::packed(units, k * kernel.a_width, kernel.a_width)
+            }
+        }
+    }
+
+    /// Brings a share of what comes next into L2: the next rows of a K-inner A, else the next block of K.
+    fn prefetch(&self, task: &Task, rows: &Range<usize>, b_index: usize, ks: &Range<usize>) {
+        let source = &self.sources[task.source];
+        let num_b_panels = task.cols.len().div_ceil(self.kernel.cols);
+        let next_ks = ks.end..(ks.end + ks.len()).min(source.k);
+        let tile = (rows.start - task.rows.start) * num_b_panels + b_index * rows.len();
+        let (part, parts) = (tile / rows.len(), task.rows.len().div_ceil(rows.len()) * num_b_panels);
+        match source.a.k_inner {
+            true => {
+                let next = rows.end..(rows.end + rows.len()).min(task.rows.end);
+                source.a.prefetch(&next, ks, b_index, num_b_panels);
+            }
+            false => source.a.prefetch(&task.rows, &next_ks, part, parts),
+        }
+        if source.shared.is_none() {
+            source.b.prefetch(&task.cols, &next_ks, part, parts);
+        }
+    }
+}
