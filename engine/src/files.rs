@@ -34,11 +34,15 @@ pub fn read_to_string(path: &Path) -> Result<String, FileError> {
     attempt("read", path, || fs::read_to_string(path))
 }
 
-/// Replaces the file at `path` by whatever `fill` writes.
+/// Replaces the file at `path` by whatever `fill` writes. A device or a pipe takes the bytes as they come: a rename
+/// would put a file in its place.
 pub(crate) fn replace_atomically<E: From<FileError>>(
     path: &Path,
     fill: impl FnOnce(&mut DurableFile) -> Result<(), E>,
 ) -> Result<(), E> {
+    if fs::metadata(path).is_ok_and(|existing| !existing.is_file()) {
+        return fill(&mut DurableFile::create(path)?);
+    }
     let temporary = with_suffix(path, ".tmp");
     let written = DurableFile::create(&temporary).map_err(E::from).and_then(|mut file| {
         fill(&mut file)?;

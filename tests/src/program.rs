@@ -89,6 +89,28 @@ impl From<Output> for Ran {
     }
 }
 
+impl Ran {
+    /// Stdout as one JSON value.
+    pub fn json(&self) -> Value {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
+    }
+
+    /// Expects one message on stderr that has all these words, this exit code, and nothing on stdout.
+    pub fn expect_refusal(&self, code: i32, words: &[&str]) {
+        assert_eq!(self.code, code, "{self:?}");
+        assert_eq!(self.stdout, "", "a refusal is no data");
+        assert_eq!(self.stderr.matches("error: ").count(), 1, "{}", self.stderr);
+        assert!(self.stderr.contains("\nerror: ") || self.stderr.starts_with("error: "), "{}", self.stderr);
+        for word in words {
+            assert!(self.stderr.contains(word), "{word:?} is missing: {}", self.stderr);
+        }
+        for word in ["panicked", "backtrace", "RUST_BACKTRACE"] {
+            assert!(!self.stderr.contains(word), "{}", self.stderr);
+        }
+    }
+}
+
 /// The binary that this workspace's build made: beside the test's own executable.
 fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its executable");

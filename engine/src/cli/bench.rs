@@ -2,18 +2,18 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use wattle_energy::{EnergyConfig, WindowKind};
 use wattle_kernels::rng::{Philox, Purpose};
 use wattle_kernels::{DType, pool};
 
-use crate::cli::exit;
+use crate::cli::{exit, print};
 use crate::data::Batch;
-use crate::model::presets;
+use crate::model::presets::{self, Preset};
 use crate::optim::config::OptimizerConfig;
-use crate::telemetry::format;
+use crate::telemetry::{format, message};
 use crate::train::{Learner, flops_per_token, start_threads};
 
 /// Flags of `wattle bench`.
@@ -21,8 +21,8 @@ use crate::train::{Learner, flops_per_token, start_threads};
 #[command(after_help = "Example: wattle bench --preset S --precision f32 --json")]
 pub struct Arguments {
     /// The model's shape: S, M, F, G or OLMOE
-    #[arg(long, default_value = "S")]
-    preset: String,
+    #[arg(long, default_value = "S", value_parser = known_preset)]
+    preset: Preset,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = BenchDevice::Cpu)]
     device: BenchDevice,
@@ -33,8 +33,8 @@ pub struct Arguments {
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u64).range(4..))]
     steps: u64,
     /// Sequences per step, instead of the preset's
-    #[arg(long)]
-    batch: Option<usize>,
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    batch: Option<u16>,
     /// CPU threads; 0 for all
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -62,10 +62,7 @@ const NUM_WARM_UP_STEPS: u64 = 3;
 
 /// Runs the benchmark.
 pub fn run(arguments: &Arguments) -> Result<u8> {
-    let Some(preset) = presets::preset(&arguments.preset) else {
-        let known: Vec<_> = presets::preset_names().collect();
-        bail!("unknown preset {:?}, expected one of {}", arguments.preset, known.join(", "));
-    };
+    let preset = &arguments.preset;
     start_threads(arguments.threads)?;
     let compute = match arguments.precision {
         BenchPrecision::F32 => DType::F32,
@@ -73,7 +70,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         BenchPrecision::Auto if wattle_kernels::bf16_is_fast() => DType::Bf16,
         BenchPrecision::Auto => DType::F32,
     };
-    let (batch, sequence) = (arguments.batch.unwrap_or(preset.batch), preset.sequence_length);
+    let (batch, sequence) = (arguments.batch.map_or(preset.batch, usize::from), preset.sequence_length);
     let optimizer = OptimizerConfig { batch_sequences: batch, ..OptimizerConfig::default() };
     let moe = Some(&preset.moe);
     let mut learner =
@@ -102,7 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         let num_steps = phases.len() as f64;
         for phase in crate::autograd::Phase::ALL {
             let total: f64 = phases.iter().map(|split| split[phase as usize].1.as_secs_f64()).sum();
-            eprintln!("{:>14} {:>9.1} ms", phase.name(), total / num_steps * 1e3);
+            message(format_args!("{:>14} {:>9.1} ms", phase.name(), total / num_steps * 1e3));
         }
     }
     let measured_tokens = step_tokens as f64 * seconds.len() as f64;
@@ -119,7 +116,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let result = json!({
         "engine": "wattle",
         "version": env!("CARGO_PKG_VERSION"),
-        "preset": arguments.preset,
+        "preset": preset.name,
         "device": "cpu",
         "precision": compute.name(),
         "params": params,
@@ -132,27 +129,31 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         "joules_per_token": joules.map(|joules| joules / measured_tokens),
         "energy_source": monitor.source_label(),
     });
-    if arguments.json {
-        println!("{result}");
-    } else {
-        println!("preset {} on cpu in {}", arguments.preset, compute.name());
-        println!(
-            "  {} tokens/s, {:.1} ms a step",
-            format::count(tokens_per_second as u64),
-            step_seconds * 1e3
-        );
-        println!(
-            "  {:.1} GFLOP/s, {:.1} % of the measured {:.0}",
-            flops * tokens_per_second / 1e9,
-            100.0 * flops * tokens_per_second / peak,
+    let mut text = format!("{result}\n");
+    if !arguments.json {
+        text = format!("preset {} on cpu in {}\n", preset.name, compute.name());
+        let mut line = |what: String| text.push_str(&format!("  {what}\n"));
+        let speed = format::count(tokens_per_second as u64);
+        line(format!("{speed} tokens/s, {:.1} ms a step", step_seconds * 1e3));
+        let flops_per_second = flops * tokens_per_second;
+        let share = 100.0 * flops_per_second / peak;
+        line(format!(
+            "{:.1} GFLOP/s, {share:.1} % of the measured {:.0}",
+            flops_per_second / 1e9,
             peak / 1e9
-        );
-        println!("  {} at the peak", format::bytes(pool::stats().peak_bytes));
+        ));
+        line(format!("{} at the peak", format::bytes(pool::stats().peak_bytes)));
         if let Some(joules) = joules {
-            println!("  {:.4} J/token ({})", joules / measured_tokens, monitor.source_label());
+            line(format!("{:.4} J/token ({})", joules / measured_tokens, monitor.source_label()));
         }
     }
+    print(&text)?;
     Ok(exit::DONE)
+}
+
+fn known_preset(name: &str) -> Result<Preset, String> {
+    let known = || format!("expected one of {}", presets::preset_names().collect::<Vec<_>>().join(", "));
+    presets::preset(name).ok_or_else(known)
 }
 
 fn random_batch(random: &Philox, batch: usize, sequence: usize, vocab_size: usize) -> Batch {

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::cli::exit;
+use crate::cli::{exit, print};
 use crate::config::{Config, schema};
 
 /// Flags of `wattle config`.
 #[derive(Debug, Args)]
+#[command(after_help = "Example: wattle config show configs/quickstart.toml")]
 pub struct Arguments {
     #[command(subcommand)]
     action: Action,
@@ -34,8 +35,8 @@ enum Action {
 /// Shows a configuration or the schema.
 pub fn run(arguments: &Arguments) -> Result<u8> {
     match &arguments.action {
-        Action::Show { config, sets } => print!("{}", Config::load(config, sets)?.show()?),
-        Action::Schema => println!("{:#}", schema()),
+        Action::Show { config, sets } => print(&Config::load(config, sets)?.show()?)?,
+        Action::Schema => print(&format!("{:#}\n", schema()))?,
     }
     Ok(exit::DONE)
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use wattle_energy::{EnergyConfig, probe};
 use wattle_kernels::{DType, peak, simd_level};
 
-use crate::cli::exit;
+use crate::cli::{exit, print};
 use crate::train::start_threads;
 
 /// Flags of `wattle doctor`.
@@ -38,31 +38,31 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
                 })
             })
             .collect();
-        println!(
-            "{}",
-            json!({
-                "version": env!("CARGO_PKG_VERSION"),
-                "devices": [{
-                    "kind": "cpu",
-                    "threads": threads,
-                    "simd": simd,
-                    "peak_gflops_f32": peak_gflops.round(),
-                    "auto_precision": precision.name(),
-                }],
-                "meters": meters,
-            })
-        );
+        let findings = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "devices": [{
+                "kind": "cpu",
+                "threads": threads,
+                "simd": simd,
+                "peak_gflops_f32": peak_gflops.round(),
+                "auto_precision": precision.name(),
+            }],
+            "meters": meters,
+        });
+        print(&format!("{findings}\n"))?;
         return Ok(exit::DONE);
     }
-    println!("wattle {}", env!("CARGO_PKG_VERSION"));
-    println!("  cpu       {threads} threads, {simd}, {peak_gflops:.0} GFLOP/s in f32 (measured)");
-    println!("  precision auto means {precision} here");
+    let mut text = format!("wattle {}\n", env!("CARGO_PKG_VERSION"));
+    let mut line = |label: &str, what: String| text.push_str(&format!("  {label:<9} {what}\n"));
+    line("cpu", format!("{threads} threads, {simd}, {peak_gflops:.0} GFLOP/s in f32 (measured)"));
+    line("precision", format!("auto means {precision} here"));
     for finding in meters {
         let mark = if finding.available { "works" } else { "not here" };
-        println!("  {:<9} {mark}: {}", finding.meter, finding.detail);
+        line(finding.meter, format!("{mark}: {}", finding.detail));
         if let Some(remedy) = finding.remedy {
-            println!("            to do: {remedy}");
+            line("", format!("to do: {remedy}"));
         }
     }
+    print(&text)?;
     Ok(exit::DONE)
 }

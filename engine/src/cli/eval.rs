@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::exit;
+use crate::cli::{exit, print};
 use crate::data::evaluation_batches;
 use crate::interop::LoadedModel;
 use crate::train::{evaluate, start_threads};
@@ -37,21 +37,21 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let result = evaluate(&model.decoder, &mut model.store, &mut model.routing, batches)?;
     let bits_per_byte =
         result.loss * result.num_tokens as f64 / stream.num_bytes() as f64 / std::f64::consts::LN_2;
-    if arguments.json {
-        println!(
-            "{}",
-            json!({
-                "loss": result.loss,
-                "perplexity": result.loss.exp(),
-                "bits_per_byte": bits_per_byte,
-                "tokens": result.num_tokens,
-            })
-        );
-    } else {
-        println!("loss          {:.4} nats/token", result.loss);
-        println!("perplexity    {:.3}", result.loss.exp());
-        println!("bits per byte {bits_per_byte:.4}");
-        println!("tokens        {}", result.num_tokens);
-    }
+    let perplexity = result.loss.exp();
+    let text = match arguments.json {
+        true => json!({
+            "loss": result.loss,
+            "perplexity": perplexity,
+            "bits_per_byte": bits_per_byte,
+            "tokens": result.num_tokens,
+        })
+        .to_string(),
+        false => format!(
+            "loss          {:.4} nats/token\nperplexity    {perplexity:.3}\nbits per byte {bits_per_byte:.4}\n\
+             tokens        {}",
+            result.loss, result.num_tokens
+        ),
+    };
+    print(&format!("{text}\n"))?;
     Ok(exit::DONE)
 }

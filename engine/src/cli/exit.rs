@@ -12,8 +12,6 @@ pub const DONE: u8 = 0;
 pub const CHECK_FAILED: u8 = 1;
 /// Wrong usage.
 pub const USAGE: u8 = 2;
-/// Bad data.
-pub const BAD_DATA: u8 = 65;
 /// An internal error.
 pub const INTERNAL: u8 = 70;
 /// Input or output failed.
@@ -46,8 +44,8 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
     if let Some(error) = cause.downcast_ref::<TrainError>() {
         return error.exit_code();
     }
-    if cause.is::<wattle_energy::Error>() {
-        return Some(INPUT_OUTPUT);
+    if let Some(error) = cause.downcast_ref::<wattle_energy::Error>() {
+        return Some(code_of_energy(error));
     }
     if let Some(error) = cause.downcast_ref::<std::io::Error>() {
         return Some(match error.kind() {
@@ -56,6 +54,23 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         });
     }
     None
+}
+
+/// The exit code of an error of the energy monitor or ledger.
+pub fn code_of_energy(error: &wattle_energy::Error) -> u8 {
+    match error {
+        wattle_energy::Error::Location { .. } | wattle_energy::Error::Setting { .. } => BAD_CONFIGURATION,
+        _ => INPUT_OUTPUT,
+    }
+}
+
+/// The message of an error and its causes, each said once: many a message holds its cause already.
+pub fn describe(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.is_empty() {
+        true => cause,
+        false if text.contains(&cause) => text,
+        false => format!("{text}: {cause}"),
+    })
 }
 
 /// Whether the reader of our output went away, as `head` does: no error.

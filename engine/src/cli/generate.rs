@@ -1,13 +1,12 @@
 //! `wattle generate`.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::exit;
+use crate::cli::{exit, print};
 use crate::data::StreamDecoder;
 use crate::interop::LoadedModel;
 use crate::model::{Sampling, generate};
@@ -26,13 +25,13 @@ pub struct Arguments {
     #[arg(long, default_value_t = 200)]
     max_tokens: usize,
     /// Divides the logits; 0 takes the likeliest token always
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true, value_parser = temperature)]
     temperature: f64,
     /// Only the K likeliest tokens; 0 for no such limit
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
     /// Only the likeliest tokens whose probabilities reach P
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    #[arg(long, value_name = "P", default_value_t = 0.95, allow_negative_numbers = true, value_parser = top_p)]
     top_p: f64,
     /// Seed of the draws
     #[arg(long, default_value_t = 0)]
@@ -57,7 +56,6 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let mut stream = StreamDecoder::new(&model.tokenizer);
     let mut generated = Vec::new();
     let mut text = String::new();
-    let mut out = std::io::stdout().lock();
     let mut written: Result<()> = Ok(());
     let max_positions = model.max_positions;
     generate(
@@ -75,11 +73,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
             generated.push(token);
             written = stream.push(token).map_err(Into::into).and_then(|piece| {
                 text.push_str(&piece);
-                if arguments.json {
-                    return Ok(());
-                }
-                out.write_all(piece.as_bytes())?;
-                Ok(out.flush()?)
+                if arguments.json { Ok(()) } else { print(&piece) }
             });
             written.is_ok()
         },
@@ -89,9 +83,24 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     if arguments.json {
         text.push_str(&rest);
         let result = json!({ "prompt": arguments.prompt, "text": text, "tokens": generated });
-        writeln!(out, "{result}")?;
+        print(&format!("{result}\n"))?;
     } else {
-        writeln!(out, "{rest}")?;
+        print(&format!("{rest}\n"))?;
     }
     Ok(exit::DONE)
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    number(text, |x| x >= 0.0, "0 or more")
+}
+
+fn top_p(text: &str) -> Result<f64, String> {
+    number(text, |p| p > 0.0 && p <= 1.0, "above 0 and at most 1")
+}
+
+fn number(text: &str, accept: fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && accept(value) => Ok(value),
+        _ => Err(format!("expected a number, {expected}")),
+    }
 }

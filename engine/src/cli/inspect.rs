@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint;
-use crate::cli::exit;
+use crate::cli::{exit, print};
 use crate::files;
 use crate::telemetry::format;
 use crate::train::RunDirectory;
@@ -34,8 +34,8 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let run = RunDirectory::at(&arguments.run);
     let view = View::read(&run)?;
     match arguments.format {
-        Format::Text => print!("{}", view.to_text(&arguments.run)),
-        Format::Json => println!("{}", view.to_json()),
+        Format::Text => print(&view.to_text(&arguments.run))?,
+        Format::Json => print(&format!("{}\n", view.to_json()))?,
     }
     Ok(exit::DONE)
 }

@@ -33,8 +33,8 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> Result<u8> {
     start_threads(0)?;
     let mut model = LoadedModel::open(&arguments.model)?;
-    model.check_length(arguments.ids.len())?;
-    let ids: Vec<i32> = arguments.ids.iter().map(|&id| i32::try_from(id).unwrap_or(-1)).collect();
+    model.check_ids(&arguments.ids)?;
+    let ids: Vec<i32> = arguments.ids.iter().map(|&id| id as i32).collect();
     let ids = Tensor::from_slice(&ids, &[1, ids.len()])?;
     let mut tape = Tape::forward_only(&mut model.store);
     let hidden = model.decoder.forward(&mut tape, &ids, &mut model.routing, Pass::default())?;

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
-use crate::cli::{Cli, exit};
+use crate::cli::{Cli, exit, print};
 
 /// Flags of `wattle completions`.
 #[derive(Debug, Args)]
@@ -16,20 +16,29 @@ pub struct CompletionArguments {
     shell: Shell,
 }
 
+/// Flags of `wattle man`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: wattle man | man -l -")]
+pub struct PageArguments {}
+
 /// Prints a completion script.
 pub fn completions(arguments: &CompletionArguments) -> Result<u8> {
-    clap_complete::generate(arguments.shell, &mut Cli::command(), "wattle", &mut std::io::stdout());
+    // Into memory first: the generator panics on an output that fails.
+    let mut script = Vec::new();
+    clap_complete::generate(arguments.shell, &mut Cli::command(), "wattle", &mut script);
+    print(&String::from_utf8(script)?)?;
     Ok(exit::DONE)
 }
 
 /// Prints the manual page, one section per command.
-pub fn page() -> Result<u8> {
+pub fn page(_: &PageArguments) -> Result<u8> {
     let mut command = Cli::command();
     command.build();
-    let mut out = std::io::stdout();
-    clap_mangen::Man::new(command.clone()).render(&mut out)?;
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command.clone()).render(&mut page)?;
     for sub in command.get_subcommands() {
-        clap_mangen::Man::new(sub.clone()).render(&mut out)?;
+        clap_mangen::Man::new(sub.clone()).render(&mut page)?;
     }
+    print(&String::from_utf8(page)?)?;
     Ok(exit::DONE)
 }

@@ -14,9 +14,13 @@ mod manual;
 mod report;
 mod train;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+
+use crate::telemetry::message;
 
 /// Trains sparse mixture-of-experts transformers and counts every joule.
 #[derive(Debug, Parser)]
@@ -49,7 +53,7 @@ enum Command {
     /// Print a shell completion script
     Completions(manual::CompletionArguments),
     /// Print the manual page
-    Man,
+    Man(manual::PageArguments),
 }
 
 /// Runs the program on the process's arguments.
@@ -61,6 +65,7 @@ pub fn main() -> ExitCode {
             let code = if error.use_stderr() { exit::USAGE } else { exit::DONE };
             return match error.print() {
                 Ok(()) => ExitCode::from(code),
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::from(code),
                 Err(_) => ExitCode::from(exit::INPUT_OUTPUT),
             };
         }
@@ -76,7 +81,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
         Command::Completions(arguments) => manual::completions(&arguments),
-        Command::Man => manual::page(),
+        Command::Man(arguments) => manual::page(&arguments),
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -84,8 +89,15 @@ pub fn main() -> ExitCode {
             if exit::is_closed_pipe(&error) {
                 return ExitCode::from(exit::DONE);
             }
-            eprintln!("error: {error:#}");
+            message(format_args!("error: {}", exit::describe(&error)));
             ExitCode::from(exit::code_of(&error))
         }
     }
+}
+
+/// Writes to stdout. `print!` would panic where the reader has gone away or the disk is full; here the first is no
+/// error in [`main`], and the second is one.
+fn print(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("cannot write to standard output")
 }

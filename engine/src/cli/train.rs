@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::cli::exit;
+use crate::cli::{exit, print};
 use crate::config::Config;
 use crate::train::{Ended, Options, Resume};
 
@@ -47,7 +47,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         quiet: arguments.quiet,
     };
     let outcome = crate::train::train(&resolved, &options)?;
-    println!("{}", outcome.run_directory.display());
+    print(&format!("{}\n", outcome.run_directory.display()))?;
     Ok(match outcome.ended {
         Ended::Completed | Ended::MaxSteps => exit::DONE,
         Ended::Signalled => exit::REQUEUE,

@@ -76,6 +76,24 @@ pub enum Error {
         /// Tokens a sample asks for, without its last target.
         sequence_length: usize,
     },
+    /// More tokens than a model was trained to see at once.
+    #[error(
+        "{num_tokens} token ids, expected at most {max_positions}, the model's sequence length; give fewer"
+    )]
+    TooLong {
+        /// Tokens that were given.
+        num_tokens: usize,
+        /// Tokens that the model sees.
+        max_positions: usize,
+    },
+    /// A token id that a model's vocabulary has not.
+    #[error("token id {id}, expected below {vocab_size}, the size of the model's vocabulary; correct the id")]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// Number of ids there are.
+        vocab_size: usize,
+    },
     /// The same file would be trained on and evaluated on.
     #[error(
         "{} is named by data.validation and by data.train; remove it from one of them, \

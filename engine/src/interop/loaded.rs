@@ -7,8 +7,10 @@ use wattle_kernels::DType;
 use crate::checkpoint::{self, CheckpointError, State};
 use crate::config::Config;
 use crate::data::source::Documents;
-use crate::data::{TokenStream, Tokenizer};
+use crate::data::{self, TokenStream, Tokenizer};
+use crate::files;
 use crate::model::{Decoder, ParameterStore, RoutingState};
+use crate::telemetry::message;
 use crate::train::{RunDirectory, TrainError, restore_model};
 
 /// A model that computes in f32 and does not train.
@@ -63,20 +65,19 @@ impl LoadedModel {
         Ok(TokenStream::encode(documents, &self.tokenizer)?.0)
     }
 
-    /// Refuses more tokens than the model was trained to see at once.
+    /// Refuses token ids that the model does not know, and more than it was trained to see at once.
     ///
     /// # Errors
-    /// [`wattle_kernels::Error::Value`] with both numbers.
-    pub fn check_length(&self, num_tokens: usize) -> Result<(), TrainError> {
-        if num_tokens <= self.max_positions {
-            return Ok(());
+    /// [`data::Error::UnknownId`] and [`data::Error::TooLong`], each with both numbers.
+    pub fn check_ids(&self, ids: &[u32]) -> data::Result<()> {
+        let (max_positions, vocab_size) = (self.max_positions, self.tokenizer.vocab_size());
+        if ids.len() > max_positions {
+            return Err(data::Error::TooLong { num_tokens: ids.len(), max_positions });
         }
-        Err(wattle_router::Error::Value {
-            what: "the number of token ids",
-            got: num_tokens.to_string(),
-            expected: format!("at most {}, the model's sequence length", self.max_positions),
+        match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(data::Error::UnknownId { id, vocab_size }),
+            None => Ok(()),
         }
-        .into())
     }
 
     /// The ids of a prompt, led by the boundary token as every document in training was.
@@ -93,7 +94,9 @@ impl LoadedModel {
 /// The state, where it was found, and the run directory that holds the tokenizer.
 fn find(path: &Path) -> Result<(State, PathBuf, RunDirectory), TrainError> {
     if path.join("manifest.json").exists() {
-        let run = path.parent().and_then(Path::parent).unwrap_or(Path::new("."));
+        // Made absolute, so that a path such as `step-00000100` has something above it.
+        let full = files::attempt("read", path, || path.canonicalize())?;
+        let run = full.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
         return Ok((checkpoint::load(path)?, path.to_owned(), RunDirectory::at(run)));
     }
     let run = RunDirectory::at(path);
@@ -102,7 +105,7 @@ fn find(path: &Path) -> Result<(State, PathBuf, RunDirectory), TrainError> {
         remedy: "give a run directory that holds a checkpoint, or a checkpoint directory",
     })?;
     for rejected in &newest.rejected {
-        eprintln!("checkpoint refused: {}", rejected.reason);
+        message(format_args!("checkpoint refused: {}", rejected.reason));
     }
     Ok((newest.state, newest.path, run))
 }

@@ -15,6 +15,8 @@ pub fn preset_names() -> impl Iterator<Item = &'static str> {
 /// A model and the batch it is measured on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preset {
+    /// Its name.
+    pub name: &'static str,
     /// Number of token ids.
     pub vocab_size: usize,
     /// The transformer.
@@ -60,6 +62,7 @@ const SHAPES: [Shape; 5] = [
 impl Shape {
     fn preset(&self) -> Preset {
         Preset {
+            name: self.name,
             vocab_size: self.vocab_size,
             model: ModelConfig {
                 d_model: self.d_model,

@@ -2,9 +2,11 @@
 
 mod account;
 pub mod format;
+mod message;
 mod metrics;
 mod progress;
 
 pub use account::{EnergyAccount, Priced};
+pub use message::message;
 pub use metrics::StepMetrics;
 pub use progress::Progress;

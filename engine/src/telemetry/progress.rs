@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::telemetry::{StepMetrics, format};
+use crate::telemetry::{StepMetrics, format, message};
 
 /// Shows a person how the run goes.
 pub struct Progress {
@@ -58,7 +58,7 @@ impl Progress {
         } else if !self.quiet
             && (metrics.step % self.log_every_steps == 0 || metrics.tokens >= self.max_tokens)
         {
-            eprintln!("step {:>6}  {}", metrics.step, self.line(metrics, shown));
+            message(format_args!("step {:>6}  {}", metrics.step, self.line(metrics, shown)));
         }
     }
 
@@ -66,8 +66,8 @@ impl Progress {
     pub fn message(&self, text: &str) {
         match &self.bar {
             _ if self.quiet => {}
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| message(text)),
+            None => message(text),
         }
     }
 

@@ -53,6 +53,15 @@ pub enum TrainError {
         /// The run directory.
         path: PathBuf,
     },
+    /// The directory is something else's.
+    #[error(
+        "{} has a config.toml and is no run directory: give a --run-dir of its own, the run would overwrite that file",
+        path.display()
+    )]
+    ForeignDirectory {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Another process trains into the run directory.
     #[error("{} is in use by another process: wait for it to end, or give another --run-dir", path.display())]
     RunBusy {
@@ -82,14 +91,16 @@ impl TrainError {
     pub fn exit_code(&self) -> Option<u8> {
         use crate::cli::exit;
         match self {
-            TrainError::AnotherRun { .. } | TrainError::RunExists { .. } | TrainError::RunBusy { .. } => {
-                Some(exit::BAD_CONFIGURATION)
-            }
+            TrainError::AnotherRun { .. }
+            | TrainError::RunExists { .. }
+            | TrainError::ForeignDirectory { .. }
+            | TrainError::RunBusy { .. } => Some(exit::BAD_CONFIGURATION),
             TrainError::NotFinite { .. } => Some(exit::CHECK_FAILED),
             TrainError::Data(error) => Some(error.exit_code()),
             TrainError::Checkpoint(error) => Some(error.exit_code()),
             TrainError::File(error) => Some(error.exit_code()),
-            TrainError::Energy(_) | TrainError::System { .. } => Some(exit::INPUT_OUTPUT),
+            TrainError::Energy(error) => Some(exit::code_of_energy(error)),
+            TrainError::System { .. } => Some(exit::INPUT_OUTPUT),
             TrainError::Model(_) => Some(exit::INTERNAL),
         }
     }

@@ -38,7 +38,11 @@ pub(super) fn choose(resolved: &Resolved, options: &Options) -> Result<Start, Tr
         (Resume::Never, Some(path)) if RunDirectory::at(path).config().exists() => {
             Err(TrainError::RunExists { path: path.clone() })
         }
-        (Resume::Auto, Some(path)) if RunDirectory::at(path).config().exists() => continue_in(path, resolved),
+        (Resume::Auto, Some(path)) if RunDirectory::at(path).has_checkpoints() => continue_in(path, resolved),
+        (_, Some(path)) if RunDirectory::at(path).is_foreign() => {
+            Err(TrainError::ForeignDirectory { path: path.clone() })
+        }
+        // Also where an earlier start failed before its first checkpoint: there is nothing to lose or to fit.
         (_, Some(path)) => fresh(path),
         (Resume::Never, None) => fresh(&RunDirectory::new_path(&run.directory, &run.name)?),
         (Resume::Auto, None) => match unfinished(resolved)? {

@@ -57,6 +57,16 @@ impl RunDirectory {
         RunDirectory { path: path.to_owned(), lock: None }
     }
 
+    /// Whether a checkpoint, sound or not, was ever written here.
+    pub fn has_checkpoints(&self) -> bool {
+        fs::read_dir(self.checkpoints()).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
+    /// Whether the directory has a config.toml that no run has put there.
+    pub fn is_foreign(&self) -> bool {
+        self.config().exists() && !self.checkpoints().exists()
+    }
+
     /// Whether this process holds the directory for training.
     pub fn is_taken(&self) -> bool {
         self.lock.is_some()

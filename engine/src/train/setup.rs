@@ -10,7 +10,7 @@ use crate::checkpoint;
 use crate::config::{ComputePrecision, Config, Resolved};
 use crate::data::{CorpusSummary, Dataset, TokenCorpus, TokenStream, Tokenizer};
 use crate::files;
-use crate::telemetry::format;
+use crate::telemetry::{format, message};
 use crate::train::resume::{self, Start};
 use crate::train::snapshot::{self, Position};
 use crate::train::{Learner, Options, Resume, RunDirectory, TrainError, flops_per_token, start_threads};
@@ -46,19 +46,20 @@ impl Setup {
         let Start { run, checkpoint, origin, messages } = resume::choose(resolved, options)?;
         let say = |text: &str| {
             if !options.quiet {
-                eprintln!("{text}");
+                message(text);
             }
         };
         messages.iter().for_each(|message| say(message));
         files::write_atomically(&run.config(), config_toml.as_bytes())?;
 
-        let tokenizer = match (tokenizer_file(&run, origin), &checkpoint) {
-            (Some(path), _) => Tokenizer::from_file(&path)?,
+        let tokenizer = match &checkpoint {
             // One made anew might not be the one that the weights know.
-            (None, Some(_)) => Tokenizer::from_file(&run.tokenizer())?,
-            (None, None) => Tokenizer::from_config(&config.tokenizer, &config.data, config.run.seed)?,
+            Some(_) => {
+                Tokenizer::from_file(&tokenizer_file(&run, origin).unwrap_or_else(|| run.tokenizer()))?
+            }
+            None => Tokenizer::from_config(&config.tokenizer, &config.data, config.run.seed)?,
         };
-        if !run.tokenizer().exists() {
+        if checkpoint.is_none() || !run.tokenizer().exists() {
             tokenizer.save(&run.tokenizer())?;
         }
         let corpus = TokenCorpus::load(&config.data, &tokenizer, config.run.seed)?;
@@ -134,7 +135,7 @@ impl Setup {
     /// Prints a line for a person, unless the run is quiet.
     pub(super) fn say(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            message(text);
         }
     }
 }

@@ -4,7 +4,7 @@ use wattle_energy::EnergyTotals;
 
 use crate::data::StreamDecoder;
 use crate::model::{Sampling, generate};
-use crate::telemetry::{EnergyAccount, StepMetrics, format};
+use crate::telemetry::{EnergyAccount, StepMetrics, format, message};
 use crate::train::setup::Setup;
 use crate::train::{Ended, TrainError};
 
@@ -22,11 +22,11 @@ impl Summary<'_> {
     pub(super) fn print(self) -> Result<(), TrainError> {
         if self.ended == Ended::Completed {
             if let Some(text) = sample(self.setup)? {
-                eprintln!("\nsample\n{}\n", indent(&text));
+                message(format_args!("\nsample\n{}\n", indent(&text)));
             }
         }
         let position = &self.setup.position;
-        let line = |label: &str, text: String| eprintln!("{label:<14} {text}");
+        let line = |label: &str, text: String| message(format_args!("{label:<14} {text}"));
         line(
             "ended",
             match self.ended {

@@ -1,0 +1,281 @@
+//! The command line as users and their scripts hold on to it: streams, keys, help and exit codes.
+
+use std::fs::File;
+use std::io::Read;
+use std::process::Stdio;
+
+use serde_json::Value;
+use wattle_tests::program::Workshop;
+
+const COMMANDS: [&[&str]; 13] = [
+    &["train"],
+    &["eval"],
+    &["generate"],
+    &["logits"],
+    &["report"],
+    &["bench"],
+    &["inspect"],
+    &["doctor"],
+    &["config"],
+    &["config", "show"],
+    &["config", "schema"],
+    &["completions"],
+    &["man"],
+];
+
+fn keys(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<&str> = value.as_object().expect("an object").keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+fn sorted<'a>(names: &[&'a str]) -> Vec<&'a str> {
+    let mut names = names.to_vec();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn every_command_has_help_with_one_example() {
+    let workshop = Workshop::new();
+    for command in COMMANDS {
+        let ran = workshop.run(&[command, &["--help"]].concat());
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{command:?}");
+        let examples: Vec<&str> = ran.stdout.lines().filter(|line| line.starts_with("Example: ")).collect();
+        let start = format!("Example: wattle {}", command.join(" "));
+        assert!(examples.len() == 1 && examples[0].starts_with(&start), "{command:?}: {examples:?}");
+    }
+}
+
+#[test]
+fn the_help_lists_every_command() {
+    let ran = Workshop::new().run(&["--help"]);
+    for command in COMMANDS {
+        assert!(ran.stdout.contains(&format!("\n  {} ", command[0])), "{command:?}: {}", ran.stdout);
+    }
+}
+
+#[test]
+fn wrong_usage_exits_2_and_prints_to_stderr_only() {
+    let workshop = Workshop::new();
+    for command in COMMANDS {
+        let ran = workshop.run(&[command, &["--no-such-flag"]].concat());
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{command:?}");
+        assert!(ran.stderr.contains("--no-such-flag"), "{command:?}: {}", ran.stderr);
+    }
+    for arguments in
+        [&["fly"][..], &[], &["train"], &["generate", "run"], &["report"], &["completions", "csh"]]
+    {
+        let ran = workshop.run(arguments);
+        assert_eq!((ran.code, ran.stdout.as_str()), (2, ""), "{arguments:?}");
+        assert!(!ran.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn train_prints_the_run_directory_on_stdout_and_the_rest_in_plain_lines_on_stderr() {
+    let workshop = Workshop::new();
+    let ran = workshop.train("run", &[]);
+    assert_eq!(ran.stdout, "run\n");
+    assert!(ran.stderr.contains("step     40  loss "), "{}", ran.stderr);
+    assert!(!ran.stderr.contains(['\u{1b}', '\r']), "{:?}", ran.stderr);
+    let quiet = workshop.train("quiet", &["--quiet"]);
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("quiet\n", ""));
+}
+
+#[test]
+fn a_run_without_a_given_directory_gets_one_of_its_name_and_time() {
+    let workshop = Workshop::new();
+    let ran = workshop.run(&["train", "config.toml", "--max-steps", "2", "--quiet"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let printed = ran.stdout.trim_end();
+    assert!(printed.starts_with("runs/tiny-20"), "{printed}");
+    for file in
+        ["config.toml", "metrics.jsonl", "ledger.sqlite", "tokenizer.json", "checkpoints/step-00000002"]
+    {
+        assert!(workshop.path(printed).join(file).exists(), "{file}");
+    }
+}
+
+#[test]
+fn each_step_has_the_promised_keys() {
+    let workshop = Workshop::new();
+    workshop.train("run", &[]);
+    let metrics = workshop.metrics("run");
+    assert_eq!(metrics.len(), 40);
+    let mut expected = vec![
+        "step",
+        "tokens",
+        "time",
+        "loss",
+        "ce_loss",
+        "balance_loss",
+        "z_loss",
+        "grad_norm",
+        "lr",
+        "batch_tokens",
+        "k_mean",
+        "expert_load_cv",
+        "dropped_tokens",
+        "tokens_per_second",
+        "mfu",
+        "joules",
+        "joules_per_token",
+        "energy_source",
+        "watts",
+        "grams_co2e",
+        "grams_co2e_total",
+        "phases",
+    ];
+    assert_eq!(keys(&metrics[0]), sorted(&expected));
+    expected.push("val_loss");
+    for step in [19, 39] {
+        assert_eq!(keys(&metrics[step]), sorted(&expected), "steps that evaluate say what they found");
+    }
+}
+
+#[test]
+fn bench_prints_one_json_line_with_the_promised_keys() {
+    let ran = Workshop::new().run(&["bench", "--batch", "1", "--steps", "4", "--precision", "f32", "--json"]);
+    assert_eq!((ran.stdout.lines().count(), ran.stderr.as_str()), (1, ""));
+    let result = ran.json();
+    let expected = [
+        "engine",
+        "version",
+        "preset",
+        "device",
+        "precision",
+        "params",
+        "active_params",
+        "tokens_per_s",
+        "step_ms",
+        "gflops",
+        "mfu",
+        "peak_memory_bytes",
+        "joules_per_token",
+        "energy_source",
+    ];
+    assert_eq!(keys(&result), sorted(&expected));
+    assert_eq!(
+        (&result["engine"], &result["preset"], &result["precision"]),
+        (&"wattle".into(), &"S".into(), &"f32".into())
+    );
+    // By hand from the table of presets: the experts are 6 layers of 8, of which 2 work for a token.
+    let expert = 3 * 256 * 512;
+    let rest = 4096 * 256 + 6 * (3 * 256 * 256 + 256 * 8 + 2 * 256) + 256;
+    assert_eq!(result["params"], rest + 6 * 8 * expert);
+    assert_eq!(result["active_params"], rest + 6 * 2 * expert);
+    for key in ["tokens_per_s", "step_ms", "gflops", "mfu", "peak_memory_bytes"] {
+        assert!(result[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {}", result[key]);
+    }
+}
+
+#[test]
+fn doctor_names_each_meter_with_a_remedy_for_what_is_missing() {
+    let workshop = Workshop::new();
+    let found = workshop.run(&["doctor", "--json"]).json();
+    assert_eq!(keys(&found), ["devices", "meters", "version"]);
+    assert_eq!(found["devices"][0]["kind"], "cpu");
+    let meters = found["meters"].as_array().expect("a list");
+    let names: Vec<&str> = meters.iter().filter_map(|meter| meter["meter"].as_str()).collect();
+    assert_eq!(names, ["nvml", "rapl", "model"]);
+    let text = workshop.run(&["doctor"]);
+    assert_eq!((text.code, text.stderr.as_str()), (0, ""));
+    for meter in meters {
+        assert!(meter["available"] == true || meter["remedy"].is_string(), "{meter}");
+        assert!(text.stdout.contains(meter["meter"].as_str().expect("a name")), "{}", text.stdout);
+    }
+}
+
+#[test]
+fn config_show_names_the_origin_of_each_value() {
+    let ran = Workshop::new().run(&["config", "show", "config.toml", "--set", "moe.top_k=1"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let line = |key: &str| ran.stdout.lines().find(|line| line.starts_with(key)).expect("every key is shown");
+    assert!(line("top_k = 1 ").ends_with("# --set"), "{}", line("top_k"));
+    assert!(line("seed = 7 ").contains("# file, line "), "{}", line("seed"));
+    assert!(line("rope_theta = ").ends_with("# default"), "{}", line("rope_theta"));
+}
+
+#[test]
+fn what_config_show_prints_is_a_configuration_with_the_same_values() {
+    let workshop = Workshop::new();
+    let shown = workshop.run(&["config", "show", "config.toml"]).stdout;
+    workshop.write("shown.toml", &shown);
+    let again = workshop.run(&["config", "show", "shown.toml"]);
+    assert_eq!(again.code, 0, "{}", again.stderr);
+    let parse = |text: &str| text.parse::<toml::Table>().expect("it is TOML");
+    assert_eq!(parse(&again.stdout), parse(&shown));
+}
+
+#[test]
+fn the_schema_describes_each_section() {
+    let schema = Workshop::new().run(&["config", "schema"]).json();
+    let sections = schema["properties"].as_object().expect("sections");
+    for name in ["run", "device", "model", "moe", "data", "tokenizer", "optimizer", "schedule", "precision"] {
+        assert!(sections[name]["description"].is_string(), "{name}");
+    }
+    assert_eq!(schema["additionalProperties"], false);
+}
+
+#[test]
+fn completions_and_the_manual_name_every_command() {
+    let workshop = Workshop::new();
+    for arguments in
+        [&["completions", "bash"][..], &["completions", "zsh"], &["completions", "fish"], &["man"]]
+    {
+        let ran = workshop.run(arguments);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{arguments:?}");
+        for command in COMMANDS {
+            assert!(ran.stdout.contains(command[0]), "{arguments:?} lacks {command:?}");
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let workshop = Workshop::new();
+    workshop.train("run", &["--max-steps", "2"]);
+    for arguments in [
+        &["config", "schema"][..],
+        &["config", "show", "config.toml"],
+        &["completions", "bash"],
+        &["man"],
+        &["doctor"],
+        &["report", "run"],
+        &["inspect", "run"],
+        &["eval", "run", "--data", "config.toml"],
+        &["logits", "--help"],
+        &["generate", "run", "--prompt", "a", "--max-tokens", "4000", "--temperature", "3"],
+        &["train", "config.toml", "--run-dir", "run", "--quiet"],
+    ] {
+        let mut child = workshop
+            .command(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        drop(child.stdout.take());
+        let mut stderr = String::new();
+        let pipe = child.stderr.as_mut().expect("stderr is a pipe");
+        pipe.read_to_string(&mut stderr).expect("stderr is text");
+        let status = child.wait().expect("the binary ends");
+        assert_eq!((status.code(), stderr.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_below_stdout_is_an_error_and_below_stderr_costs_messages_only() {
+    let workshop = Workshop::new();
+    let full = || File::options().write(true).open("/dev/full").expect("Linux has it");
+    for arguments in [&["config", "schema"][..], &["man"], &["completions", "bash"], &["doctor"]] {
+        let output = workshop.command(arguments).stdout(full()).output().expect("the binary starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(74), "{arguments:?}: {stderr}");
+        assert!(stderr.starts_with("error: cannot write to standard output: "), "{stderr}");
+    }
+    let train = ["train", "config.toml", "--run-dir", "run"];
+    let output = workshop.command(&train).stderr(full()).output().expect("the binary starts");
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"run\n"[..]));
+    assert_eq!(workshop.metrics("run").len(), 40);
+}
