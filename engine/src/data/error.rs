@@ -77,7 +77,9 @@ pub enum Error {
         sequence_length: usize,
     },
     /// More tokens than a model was trained to see at once.
-    #[error("{num_tokens} token ids, expected at most {max_positions}, the model's sequence length; give fewer")]
+    #[error(
+        "{num_tokens} token ids, expected at most {max_positions}, the model's sequence length; give fewer"
+    )]
     TooLong {
         /// Tokens that were given.
         num_tokens: usize,

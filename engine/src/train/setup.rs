@@ -52,12 +52,12 @@ impl Setup {
         messages.iter().for_each(|message| say(message));
         files::write_atomically(&run.config(), config_toml.as_bytes())?;
 
-        let tokenizer = match (&checkpoint, tokenizer_file(&run, origin)) {
-            // A file that is there comes from a start that failed, perhaps with other settings.
-            (None, _) => Tokenizer::from_config(&config.tokenizer, &config.data, config.run.seed)?,
-            (Some(_), Some(path)) => Tokenizer::from_file(&path)?,
+        let tokenizer = match &checkpoint {
             // One made anew might not be the one that the weights know.
-            (Some(_), None) => Tokenizer::from_file(&run.tokenizer())?,
+            Some(_) => {
+                Tokenizer::from_file(&tokenizer_file(&run, origin).unwrap_or_else(|| run.tokenizer()))?
+            }
+            None => Tokenizer::from_config(&config.tokenizer, &config.data, config.run.seed)?,
         };
         if checkpoint.is_none() || !run.tokenizer().exists() {
             tokenizer.save(&run.tokenizer())?;

@@ -103,7 +103,7 @@ impl Operands<'_> {
     #[inline(always)]
     unsafe fn tile<const R: usize, const N: usize, const FUSED: bool>(&self, row: usize, col: usize) {
         let Left { data, row_stride, col_stride } = self.a;
-        // SAFETY (all of the block): the caller's promise; [f32; N] has the alignment of f32.
+        // SAFETY: the caller's promise covers every element read and written; [f32; N] has the alignment of f32.
         unsafe {
             let c = |r: usize| self.c.add((row + r) * self.c_stride + col).cast::<[f32; N]>();
             let mut sums = [[0.0; N]; R];

@@ -67,11 +67,7 @@ pub(super) struct Task {
 
 impl<'a> Plan<'a> {
     /// Cuts the products into tasks; a B that many tasks read waits for [`Plan::pack_shared`].
-    pub(super) fn new<'m: 'a>(
-        kernel: &'a Kernel,
-        products: &'a mut [Product<'m>],
-        accumulate: bool,
-    ) -> Self {
+    pub(super) fn new<'m: 'a>(kernel: &'a Kernel, products: &'a mut [Product<'m>], accumulate: bool) -> Self {
         let mut plan = Plan { kernel, accumulate, sources: Vec::new(), tasks: Vec::new(), shared_len: 0 };
         for Product { a, b, c } in products {
             let (m, n, k) = (c.rows, c.cols, a.cols());
