@@ -46,6 +46,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     start_threads(0)?;
     let mut model = LoadedModel::open(&arguments.model)?;
     let sampling = Sampling {
+        max_tokens: arguments.max_tokens,
         temperature: arguments.temperature,
         top_k: arguments.top_k,
         top_p: arguments.top_p,
@@ -63,7 +64,6 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         &mut model.store,
         &mut model.routing,
         &prompt,
-        arguments.max_tokens,
         max_positions,
         &sampling,
         |token| {

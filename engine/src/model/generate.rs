@@ -7,9 +7,11 @@ use wattle_router::Result;
 use crate::autograd::Tape;
 use crate::model::{Decoder, KvCache, ParameterStore, Pass, RoutingState};
 
-/// How the next token is drawn from the model's distribution.
+/// How much is generated, and how each token is drawn from the model's distribution.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
+    /// Tokens to generate at most.
+    pub max_tokens: usize,
     /// Divides the logits; 0 takes the likeliest token always.
     pub temperature: f64,
     /// Only the k likeliest tokens; 0 for no such limit.
@@ -22,11 +24,11 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Sampling { temperature: 0.8, top_k: 0, top_p: 0.95, seed: 0 }
+        Sampling { max_tokens: 200, temperature: 0.8, top_k: 0, top_p: 0.95, seed: 0 }
     }
 }
 
-/// Continues `prompt` by up to `max_tokens` tokens; `on_token` sees each and may stop by returning false.
+/// Continues `prompt` by up to `sampling.max_tokens` tokens; `on_token` sees each and may stop by returning false.
 ///
 /// Beyond `max_positions` tokens the model goes on with the later half of its context.
 ///
@@ -37,7 +39,6 @@ pub fn generate(
     store: &mut ParameterStore,
     routing: &mut [RoutingState],
     prompt: &[u32],
-    max_tokens: usize,
     max_positions: usize,
     sampling: &Sampling,
     mut on_token: impl FnMut(u32) -> bool,
@@ -51,7 +52,7 @@ pub fn generate(
     let mut context = prompt.to_vec();
     let mut pending = keep_last(&context, max_positions).to_vec();
     let mut cache = decoder.new_cache(max_positions)?;
-    for index in 0..max_tokens {
+    for index in 0..sampling.max_tokens {
         if cache.len() + pending.len() > max_positions {
             pending = keep_last(&context, (max_positions / 2).max(1)).to_vec();
             cache = decoder.new_cache(max_positions)?;
@@ -134,7 +135,7 @@ mod tests {
     const LOGITS: [f32; 4] = [0.0, 2.0, 1.0, f32::NAN];
 
     fn sampling(temperature: f64, top_k: usize, top_p: f64) -> Sampling {
-        Sampling { temperature, top_k, top_p, seed: 0 }
+        Sampling { temperature, top_k, top_p, ..Sampling::default() }
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Progress {
             bar.set_position(metrics.tokens.min(self.max_tokens));
             bar.set_message(self.line(metrics, shown));
         } else if !self.quiet
-            && (metrics.step % self.log_every_steps == 0 || metrics.tokens >= self.max_tokens)
+            && (metrics.step.is_multiple_of(self.log_every_steps) || metrics.tokens >= self.max_tokens)
         {
             message(format_args!("step {:>6}  {}", metrics.step, self.line(metrics, shown)));
         }

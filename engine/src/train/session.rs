@@ -129,7 +129,7 @@ impl Session {
             }
             self.step()?;
             let step = self.setup.position.step;
-            let is_due = |every: usize| every > 0 && step % every as u64 == 0;
+            let is_due = |every: usize| every > 0 && step.is_multiple_of(every as u64);
             // Asked first: a request is met by a checkpoint that was due anyway.
             if signals.take_checkpoint() || is_due(config.checkpoint.every_steps) {
                 self.checkpoint()?;
@@ -172,7 +172,7 @@ impl Session {
         let mut metrics = self.metrics_of(&report, learning_rate, spent, &priced);
         let is_last = position.tokens >= config.run.max_tokens.get();
         let every = config.eval.every_steps as u64;
-        if is_last || (every > 0 && position.step % every == 0) {
+        if is_last || (every > 0 && position.step.is_multiple_of(every)) {
             metrics.val_loss = self.evaluate()?;
         }
         self.metrics.write(&metrics)?;

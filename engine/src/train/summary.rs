@@ -20,10 +20,10 @@ pub(super) struct Summary<'a> {
 impl Summary<'_> {
     /// Prints it to stderr.
     pub(super) fn print(self) -> Result<(), TrainError> {
-        if self.ended == Ended::Completed {
-            if let Some(text) = sample(self.setup)? {
-                message(format_args!("\nsample\n{}\n", indent(&text)));
-            }
+        if self.ended == Ended::Completed
+            && let Some(text) = sample(self.setup)?
+        {
+            message(format_args!("\nsample\n{}\n", indent(&text)));
         }
         let position = &self.setup.position;
         let line = |label: &str, text: String| message(format_args!("{label:<14} {text}"));
@@ -95,9 +95,8 @@ fn sample(setup: &mut Setup) -> Result<Option<String>, TrainError> {
         &mut learner.store,
         &mut learner.routing,
         &prompt,
-        run.sample_tokens,
         setup.data.sequence_length(),
-        &Sampling { seed: run.seed, ..Sampling::default() },
+        &Sampling { max_tokens: run.sample_tokens, seed: run.seed, ..Sampling::default() },
         |token| {
             tokens.push(token);
             token != boundary

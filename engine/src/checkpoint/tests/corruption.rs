@@ -1,3 +1,5 @@
+//! Any changed, missing or additional byte is found and named, and the checkpoint before it is used.
+
 use std::path::PathBuf;
 
 use super::super::{CheckpointError, load, manifest, newest_valid, save};

@@ -1,3 +1,5 @@
+//! What is saved comes back: every bit, the order, the newest of several, and no more than `keep`.
+
 use super::super::{CheckpointError, load, newest_valid, save};
 use super::*;
 
