@@ -59,7 +59,7 @@ pub(crate) fn replace_atomically<E: From<FileError>>(
 
 /// Makes the finished directory `temporary` appear as `target`; an older `target` is replaced.
 ///
-/// The files inside must have been synced already. An older `target` first moves to [`set_aside`]'s name, where a
+/// The files inside must have been synced already. An older `target` first moves to a name ending in `.old`, where a
 /// reader still finds it, and is removed last: at no moment are both out of reach.
 ///
 /// # Errors
