@@ -1,7 +1,7 @@
 //! Moving rows between token order and expert order.
 //!
 //! Shapes: x_td, rows (i32) `[r]`, x_rd; y_rd, token_rows (i32) `[t, k]`, out_td. Both take f32 and bf16.
-//! gather: x_r = x[rows_r]. gather_sum: out_t = Σ_k y[token_rows_tk]. An index of -1 stands for no row: zeros in
+//! gather: `x_r = x[rows_r]`. gather_sum: `out_t = Σ_k y[token_rows_tk]`. An index of -1 stands for no row: zeros in
 //! gather, skipped in gather_sum.
 //!
 //! When `token_rows` is the inverse map of `rows`, each is the other's backward:
