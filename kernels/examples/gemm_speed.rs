@@ -3,12 +3,10 @@
 //!
 //! `RAYON_NUM_THREADS=2 cargo run --release -p wattle-kernels --example gemm_speed`
 
-use std::hint::black_box;
 use std::time::Instant;
 
-use rayon::prelude::*;
 use wattle_kernels::rng::{Philox, Purpose};
-use wattle_kernels::{DType, Result, Tensor, bf16, bf16_is_fast, ops, simd_level};
+use wattle_kernels::{DType, Result, Tensor, bf16, bf16_is_fast, ops, peak, simd_level};
 
 /// Rounds over all cases; each case reports its best run, since other work on the machine only ever slows it.
 const ROUNDS: usize = 9;
@@ -152,9 +150,8 @@ fn random(shape: &[usize], dtype: DType) -> Result<Tensor> {
 /// FLOPs of independent multiply-adds in registers on all threads, for each second and each second of processor time.
 fn multiply_add_peak() -> (f64, f64) {
     const STEPS: usize = 400_000;
-    let threads = rayon::current_num_threads();
     let (start, start_cpu) = (Instant::now(), cpu_seconds());
-    let flops: f64 = (0..threads).into_par_iter().with_max_len(1).map(|_| spin(STEPS)).sum();
+    let flops = peak::multiply_adds(STEPS);
     (flops / start.elapsed().as_secs_f64(), flops / (cpu_seconds() - start_cpu))
 }
 
@@ -164,58 +161,4 @@ fn cpu_seconds() -> f64 {
     // SAFETY: `time` is a valid place for the answer.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
-}
-
-/// Runs `steps` rounds of multiply-adds and returns the FLOPs done.
-fn spin(steps: usize) -> f64 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the processor has AVX-512 F.
-            return unsafe { spin_avx512(steps) };
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has AVX2 and FMA.
-            return unsafe { spin_avx2(steps) };
-        }
-    }
-    let (scale, shift) = (black_box(0.5f32), black_box(0.25f32));
-    let mut sums = [0.5f32; 64];
-    for _ in 0..steps {
-        for sum in &mut sums {
-            *sum = *sum * scale + shift;
-        }
-    }
-    black_box(sums);
-    (steps * 64 * 2) as f64
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn spin_avx512(steps: usize) -> f64 {
-    use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_set1_ps};
-    let (scale, shift) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(0.25)));
-    let mut sums = [_mm512_set1_ps(0.5); 16];
-    for _ in 0..steps {
-        for sum in &mut sums {
-            *sum = _mm512_fmadd_ps(*sum, scale, shift);
-        }
-    }
-    black_box(sums);
-    (steps * 16 * 16 * 2) as f64
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn spin_avx2(steps: usize) -> f64 {
-    use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps};
-    let (scale, shift) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(black_box(0.25)));
-    let mut sums = [_mm256_set1_ps(0.5); 12];
-    for _ in 0..steps {
-        for sum in &mut sums {
-            *sum = _mm256_fmadd_ps(*sum, scale, shift);
-        }
-    }
-    black_box(sums);
-    (steps * 12 * 8 * 2) as f64
 }

@@ -14,20 +14,23 @@ use crate::dtype::DType;
 /// ([`crate::bf16_is_fast`]), bf16 does twice that.
 pub fn measure_flops(dtype: DType) -> f64 {
     const NUM_RUNS: usize = 5;
-    let best = (0..NUM_RUNS).map(|_| run_once()).fold(0.0, f64::max);
+    let run = || {
+        let begin = Instant::now();
+        multiply_adds(200_000) / begin.elapsed().as_secs_f64()
+    };
+    let best = (0..NUM_RUNS).map(|_| run()).fold(0.0, f64::max);
     match dtype {
         DType::Bf16 if crate::bf16_is_fast() => 2.0 * best,
         _ => best,
     }
 }
 
-/// A few milliseconds of multiply-adds on every thread.
-fn run_once() -> f64 {
-    const NUM_ROUNDS: usize = 200_000;
+/// Runs rounds of multiply-adds in registers on every thread of the pool and gives the floating-point operations done;
+/// whoever calls measures the time. A hundred thousand rounds are a few milliseconds.
+pub fn multiply_adds(num_rounds: usize) -> f64 {
     let num_threads = rayon::current_num_threads();
-    let begin = Instant::now();
-    let flops: usize = (0..num_threads).into_par_iter().with_max_len(1).map(|_| spin(NUM_ROUNDS)).sum();
-    flops as f64 / begin.elapsed().as_secs_f64()
+    let flops: usize = (0..num_threads).into_par_iter().with_max_len(1).map(|_| spin(num_rounds)).sum();
+    flops as f64
 }
 
 /// Runs rounds of independent multiply-adds, enough at once to hide their latency; gives the operations done.
