@@ -161,18 +161,18 @@ impl Session {
         })?;
         setup.position.after_step(&report, config.optimizer.batch_sequences as u64);
         let spent = begin.elapsed();
-        let position = setup.position.clone();
+        let (step, tokens) = (setup.position.step, setup.position.tokens);
         let priced = self.energy.close(
             &self.setup.monitor,
             WindowKind::Step,
-            position.step,
+            step,
             step_tokens,
             Some(report.losses.cross_entropy),
         )?;
         let mut metrics = self.metrics_of(&report, learning_rate, spent, &priced);
-        let is_last = position.tokens >= config.run.max_tokens.get();
+        let is_last = tokens >= config.run.max_tokens.get();
         let every = config.eval.every_steps as u64;
-        if is_last || (every > 0 && position.step.is_multiple_of(every)) {
+        if is_last || (every > 0 && step.is_multiple_of(every)) {
             metrics.val_loss = self.evaluate()?;
         }
         self.metrics.write(&metrics)?;
