@@ -52,21 +52,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(())
     })?;
     let source = monitor.source_label().to_owned();
-    let totals = monitor.finish();
+    let mut totals = monitor.finish();
     ledger.record(&totals.remainder(), WindowTags::default())?;
-    ledger.finish(RunStatus::Completed)?;
+    totals.overhead.ledger_cpu = ledger.finish(RunStatus::Completed)?;
 
     costs.sort();
     let (median, closing) = costs[costs.len() / 2];
     let mean = costs.iter().map(|(cost, _)| *cost).sum::<Duration>() / WINDOWS as u32;
-    let sampler_share = totals.overhead.sampler_cpu.as_secs_f64() / totals.duration.0;
     let share = |cost: Duration| 100.0 * cost.as_secs_f64() / WINDOW.as_secs_f64();
     println!("source              {source}");
     println!("close and record    median {median:.1?} (close {closing:.1?}), mean {mean:.1?}");
     println!("CPU time of close   {:.1?} a window", totals.overhead.closing_cpu / WINDOWS as u32);
-    println!("CPU time of sampler {:.4} % of the run", sampler_share * 100.0);
+    println!("CPU time of sampler {:.1?} a window", totals.overhead.sampler_cpu / WINDOWS as u32);
+    println!(
+        "CPU time of ledger  {:.1?} a window, its writer thread included",
+        totals.overhead.ledger_cpu / WINDOWS as u32
+    );
     println!("on the caller       median {:.3} %, mean {:.3} % of {WINDOW:?}", share(median), share(mean));
-    println!("not in these        CPU time of the ledger's writer thread");
+    println!("all CPU time        {:.3} % of the run", 100.0 * totals.overhead_share());
     Ok(())
 }
 

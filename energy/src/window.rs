@@ -136,6 +136,8 @@ pub struct Overhead {
     pub sampler_cpu: Duration,
     /// CPU time spent closing windows, on the caller's thread.
     pub closing_cpu: Duration,
+    /// CPU time of keeping the ledger; none until its owner enters what [`Ledger::finish`](crate::Ledger::finish) gives.
+    pub ledger_cpu: Duration,
 }
 
 impl WindowEnergy {
@@ -169,7 +171,8 @@ impl EnergyTotals {
 
     /// CPU time spent measuring over time measured, 0 to 1.
     pub fn overhead_share(&self) -> f64 {
-        let spent = (self.overhead.sampler_cpu + self.overhead.closing_cpu).as_secs_f64();
+        let Overhead { sampler_cpu, closing_cpu, ledger_cpu } = self.overhead;
+        let spent = (sampler_cpu + closing_cpu + ledger_cpu).as_secs_f64();
         if self.duration.0 > 0.0 { spent / self.duration.0 } else { 0.0 }
     }
 }

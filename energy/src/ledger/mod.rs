@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -23,6 +24,7 @@ pub use store::FILE_NAME;
 pub(crate) use store::{open_for_reading, read_failure};
 
 use crate::carbon::GridIntensity;
+use crate::clock::thread_cpu_time;
 use crate::error::{Error, Result};
 use crate::units::{Grams, MicroJoules};
 use crate::window::WindowEnergy;
@@ -39,6 +41,7 @@ pub struct Ledger {
     intensity: GridIntensity,
     pue: f64,
     before: Spent,
+    recording_cpu: Duration,
     commands: SyncSender<Command>,
     writer: Option<JoinHandle<()>>,
     /// Set by the writer when it had to give up.
@@ -156,6 +159,7 @@ impl Ledger {
             intensity: run.intensity.clone(),
             pue: run.pue,
             before,
+            recording_cpu: Duration::ZERO,
             commands,
             writer: Some(writer),
             failure,
@@ -168,6 +172,7 @@ impl Ledger {
     /// # Errors
     /// When an earlier window could not be written; the ledger then takes no more.
     pub fn record(&mut self, window: &WindowEnergy, tags: WindowTags) -> Result<Option<Grams>> {
+        let cpu_before = thread_cpu_time();
         let grams = window.joules.map(|joules| self.intensity.grams_per_kwh.grams(joules, self.pue));
         self.send(Command::Window(Row {
             segment: self.segment,
@@ -176,6 +181,7 @@ impl Ledger {
             tags,
             grams,
         }))?;
+        self.recording_cpu += thread_cpu_time().saturating_sub(cpu_before);
         Ok(grams)
     }
 
@@ -194,22 +200,23 @@ impl Ledger {
         self.wait_for(&wait)
     }
 
-    /// Ends the segment and the run with a status, on disk.
+    /// Ends the segment and the run with a status, on disk, and gives the CPU time that keeping the ledger took: the
+    /// callers' of [`record`](Self::record) and the writer thread's.
     ///
     /// # Errors
     /// When that could not be written.
-    pub fn finish(mut self, status: RunStatus) -> Result<()> {
+    pub fn finish(mut self, status: RunStatus) -> Result<Duration> {
         let (done, wait) = sync_channel(1);
         let ended_at = Timestamp::now();
         self.send(Command::Finish { segment: self.segment, status, ended_at, done })?;
-        self.wait_for(&wait)
+        Ok(self.recording_cpu + self.wait_for(&wait)?)
     }
 
     fn send(&mut self, command: Command) -> Result<()> {
         self.commands.send(command).map_err(|_| self.reason())
     }
 
-    fn wait_for(&mut self, done: &Receiver<()>) -> Result<()> {
+    fn wait_for<T>(&mut self, done: &Receiver<T>) -> Result<T> {
         done.recv().map_err(|_| self.reason())
     }
 

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, params};
 
 use super::{RunStatus, WindowTags};
+use crate::clock::thread_cpu_time;
 use crate::units::Grams;
 use crate::window::WindowEnergy;
 
@@ -31,7 +32,13 @@ pub(super) struct Row {
 pub(super) enum Command {
     Window(Row),
     Flush(SyncSender<()>),
-    Finish { segment: i64, status: RunStatus, ended_at: Timestamp, done: SyncSender<()> },
+    /// Answered with the CPU time of the writer's whole life.
+    Finish {
+        segment: i64,
+        status: RunStatus,
+        ended_at: Timestamp,
+        done: SyncSender<Duration>,
+    },
 }
 
 /// Serves until the last sender has gone.
@@ -66,7 +73,7 @@ pub(super) fn run(mut connection: Connection, inbox: &Receiver<Command>) -> rusq
             Ok(Command::Finish { segment, status, ended_at, done }) => {
                 commit(&mut connection, &mut batch)?;
                 end_segment(&mut connection, segment, status, ended_at)?;
-                let _ = done.send(());
+                let _ = done.send(thread_cpu_time());
             }
             Err(RecvTimeoutError::Timeout) => commit(&mut connection, &mut batch)?,
             Err(RecvTimeoutError::Disconnected) => return commit(&mut connection, &mut batch),

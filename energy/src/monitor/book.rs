@@ -166,7 +166,7 @@ impl Book {
             spikes: self.spikes,
             gap: (self.gap + self.gone_for(now)).into(),
             tail: now.saturating_sub(self.window_start).into(),
-            overhead: Overhead { sampler_cpu, closing_cpu: self.closing_cpu },
+            overhead: Overhead { sampler_cpu, closing_cpu: self.closing_cpu, ledger_cpu: Duration::ZERO },
         }
     }
 

@@ -101,10 +101,10 @@ impl EnergyAccount {
     /// # Errors
     /// When the ledger could not be written.
     pub fn finish(&mut self, monitor: &EnergyMonitor, ended: Option<Ended>) -> Result<EnergyTotals> {
-        let totals = monitor.totals();
+        let mut totals = monitor.totals();
         self.enter(totals.remainder(), WindowTags::default())?;
         if let Some(ledger) = self.ledger.take() {
-            ledger.finish(match ended {
+            totals.overhead.ledger_cpu = ledger.finish(match ended {
                 Some(Ended::Completed) => RunStatus::Completed,
                 Some(Ended::MaxSteps | Ended::Signalled) => RunStatus::Interrupted,
                 None => RunStatus::Failed,
