@@ -20,14 +20,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let carbon = CarbonConfig::default();
     let mut ledger = Ledger::open(
         &directory.path().join(wattle_energy::LEDGER_FILE_NAME),
-        &RunInfo {
-            run_id: "overhead".into(),
-            name: "overhead".into(),
-            config_hash: String::new(),
-            resumed_from_step: None,
-            intensity: carbon.intensity()?,
-            pue: carbon.pue,
-        },
+        &RunInfo::new("overhead", carbon.intensity()?),
     )?;
     let monitor = EnergyMonitor::from_config(&EnergyConfig::default())?;
     let busy = AtomicBool::new(true);
@@ -54,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let source = monitor.source_label().to_owned();
     let mut totals = monitor.finish();
     ledger.record(&totals.remainder(), WindowTags::default())?;
-    totals.overhead.ledger_cpu = ledger.finish(RunStatus::Completed)?;
+    totals.overhead.ledger_cpu = ledger.finish(RunStatus::Completed, Some(&totals))?;
 
     costs.sort();
     let (median, closing) = costs[costs.len() / 2];

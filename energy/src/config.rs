@@ -1,9 +1,11 @@
 //! The `[energy]` and `[carbon]` sections of a configuration.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::carbon::{self, Basis, GridIntensity};
+use crate::carbon::{self, Accounting, Basis, GridIntensity};
 use crate::error::Result;
 use crate::units::GramsPerKilowattHour;
 
@@ -46,8 +48,74 @@ pub struct CarbonConfig {
     /// Carbon intensity of the electricity in grams of CO2-equivalent per kilowatt-hour, in place of the yearly
     /// figure of the location.
     pub grams_per_kwh: Option<f64>,
+    /// Whether the figures count the grid's emissions (location) or those of the user's contracts (market).
+    pub accounting: Accounting,
+    /// Where intensities that change with time come from. The first prices the energy; the others are recorded and
+    /// shown beside it. Without one, and while none answers, the figure of the location holds.
+    pub providers: Vec<ProviderConfig>,
     /// Power usage effectiveness of the building: what it draws over what its computers draw.
     pub pue: f64,
+    /// Water usage effectiveness: litres per kilowatt-hour drawn by the computers.
+    pub wue_l_per_kwh: Option<f64>,
+    /// Emissions of making the hardware; without it reports say "not declared".
+    pub embodied: Option<EmbodiedConfig>,
+}
+
+/// `[[carbon.providers]]`: a source of carbon intensities.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ProviderConfig {
+    /// Who is asked: electricity_maps, watttime, uk_carbon_intensity or file.
+    pub kind: ProviderKind,
+    /// The provider's own name of the place: `DE`, `CAISO_NORTH`; a UK region number or the start of a postcode.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// Another address than the provider's own: a proxy, a mirror.
+    #[serde(default)]
+    pub url: Option<String>,
+    /// The file of intensities, for the kind `file`: CSV or JSON with from, until and grams_per_kwh.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// How long the last answer holds when no newer one comes, in minutes; then the location's figure is used.
+    #[serde(default = "default_stale_after_minutes")]
+    pub stale_after_minutes: u64,
+}
+
+/// A source of carbon intensities, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProviderKind {
+    /// Electricity Maps; the token is read from the variable ELECTRICITY_MAPS_TOKEN.
+    ElectricityMaps,
+    /// WattTime (marginal); user and password are read from WATTTIME_USER and WATTTIME_PASSWORD.
+    Watttime,
+    /// The UK's Carbon Intensity API; needs no account.
+    UkCarbonIntensity,
+    /// A file.
+    File,
+}
+
+/// `[carbon.embodied]`: emissions of making the hardware that the run reserves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EmbodiedConfig {
+    /// Kilograms of CO2-equivalent of the hardware.
+    pub kg: f64,
+    /// Its expected life, in years.
+    pub lifetime_years: f64,
+    /// The part of it that the run reserves, 0 to 1.
+    #[serde(default = "whole")]
+    pub share: f64,
+    /// What the figure includes: die, board, server.
+    pub boundary: String,
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
+fn default_stale_after_minutes() -> u64 {
+    120
 }
 
 /// A setting that cannot be used.
@@ -81,7 +149,15 @@ impl EnergyConfig {
 
 impl Default for CarbonConfig {
     fn default() -> Self {
-        CarbonConfig { location: "World".into(), grams_per_kwh: None, pue: 1.0 }
+        CarbonConfig {
+            location: "World".into(),
+            grams_per_kwh: None,
+            accounting: Accounting::Location,
+            providers: Vec::new(),
+            pue: 1.0,
+            wue_l_per_kwh: None,
+            embodied: None,
+        }
     }
 }
 
@@ -98,6 +174,13 @@ impl CarbonConfig {
             problems.push(problem("carbon.grams_per_kwh", grams, "0 to 5000"));
         }
         problems.extend(pue_problem(self.pue));
+        if let Some(litres) = self.wue_l_per_kwh.filter(|litres| !(0.0..=100.0).contains(litres)) {
+            problems.push(problem("carbon.wue_l_per_kwh", litres, "0 to 100"));
+        }
+        for (index, provider) in self.providers.iter().enumerate() {
+            provider.validate(&format!("carbon.providers[{index}]"), &mut problems);
+        }
+        problems.extend(self.embodied.iter().flat_map(EmbodiedConfig::validate));
         problems
     }
 
@@ -107,15 +190,52 @@ impl CarbonConfig {
     /// When no figure is known for the location and none is given.
     pub fn intensity(&self) -> Result<GridIntensity> {
         match self.grams_per_kwh {
-            None => carbon::lookup(&self.location),
+            None => Ok(GridIntensity { accounting: self.accounting, ..carbon::lookup(&self.location)? }),
             Some(grams) => Ok(GridIntensity {
                 grams_per_kwh: GramsPerKilowattHour(grams),
                 zone: self.location.clone(),
                 year: None,
                 basis: Basis::UserDeclared,
+                accounting: self.accounting,
                 source: "carbon.grams_per_kwh".into(),
+                period: None,
+                estimated: false,
             }),
         }
+    }
+}
+
+impl ProviderConfig {
+    fn validate(&self, key: &str, problems: &mut Vec<Problem>) {
+        let mut missing = |name: &str, what: &str| {
+            problems.push(Problem { key: format!("{key}.{name}"), message: format!("is missing: {what}") });
+        };
+        match self.kind {
+            ProviderKind::ElectricityMaps if self.zone.is_none() => missing("zone", "such as \"DE\""),
+            ProviderKind::Watttime if self.zone.is_none() => missing("zone", "such as \"CAISO_NORTH\""),
+            ProviderKind::File if self.path.is_none() => missing("path", "the file of intensities"),
+            _ => {}
+        }
+        if !(1..=100_000).contains(&self.stale_after_minutes) {
+            let key = format!("{key}.stale_after_minutes");
+            problems.push(problem(&key, self.stale_after_minutes, "1 to 100000"));
+        }
+    }
+}
+
+impl EmbodiedConfig {
+    fn validate(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let mut check = |name: &str, value: f64, fits: bool, expected: &str| {
+            if !fits {
+                problems.push(problem(&format!("carbon.embodied.{name}"), value, expected));
+            }
+        };
+        check("kg", self.kg, (0.0..=1e9).contains(&self.kg), "0 to 1e9");
+        let years = self.lifetime_years;
+        check("lifetime_years", years, years > 0.0 && years <= 100.0, "above 0 and at most 100");
+        check("share", self.share, (0.0..=1.0).contains(&self.share), "0 to 1");
+        problems
     }
 }
 
@@ -140,7 +260,7 @@ mod tests {
 
     #[test]
     fn all_problems_are_told_at_once() {
-        let carbon = CarbonConfig { location: "FRX".into(), grams_per_kwh: None, pue: 0.5 };
+        let carbon = CarbonConfig { location: "FRX".into(), pue: 0.5, ..CarbonConfig::default() };
         let problems = carbon.validate();
         let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
         assert_eq!(keys, ["carbon.location", "carbon.pue"]);

@@ -21,6 +21,7 @@
 //! # Ok::<(), wattle_energy::Error>(())
 //! ```
 
+pub mod attribution;
 pub mod carbon;
 mod clock;
 mod config;
@@ -32,11 +33,16 @@ pub mod report;
 pub mod units;
 mod window;
 
-pub use carbon::{Basis, GridIntensity};
+pub use attribution::{Attribution, Split, Waste};
+pub use carbon::{Accounting, Basis, GridIntensity, Period};
 pub use clock::{Clock, ClockHand};
-pub use config::{CarbonConfig, EnergyConfig, MeterChoice, Problem};
+pub use config::{
+    CarbonConfig, EmbodiedConfig, EnergyConfig, MeterChoice, Problem, ProviderConfig, ProviderKind,
+};
 pub use error::{Error, Result};
-pub use ledger::{FILE_NAME as LEDGER_FILE_NAME, Ledger, RunInfo, RunStatus, Spent, WindowTags};
+pub use ledger::{
+    FILE_NAME as LEDGER_FILE_NAME, Ledger, MarkKind, Role, RunInfo, RunStatus, Spent, WindowTags,
+};
 pub use meter::detect::{Detected, Finding, detect, probe};
 pub use meter::{Meter, MeterError, MeterErrorKind, Provenance};
 pub use monitor::{EnergyMonitor, EnergyMonitorBuilder};

@@ -107,6 +107,12 @@ impl Add for Joules {
     }
 }
 
+impl AddAssign for Seconds {
+    fn add_assign(&mut self, other: Seconds) {
+        self.0 += other.0;
+    }
+}
+
 impl AddAssign for Grams {
     fn add_assign(&mut self, other: Grams) {
         self.0 += other.0;

@@ -141,6 +141,11 @@ pub struct Overhead {
 }
 
 impl WindowEnergy {
+    /// Energy of all domains that were read.
+    pub fn microjoules(&self) -> MicroJoules {
+        MicroJoules(self.domains.iter().map(|part| part.microjoules.0).sum())
+    }
+
     pub(crate) fn new(
         seq: u64,
         kind: WindowKind,

@@ -46,7 +46,7 @@ fn a_killed_writer_leaves_whole_windows_and_its_successor_counts_none_twice() {
     for step in 21..=40 {
         successor.record(&window(step - 21), tags(step)).unwrap();
     }
-    successor.finish(RunStatus::Completed).unwrap();
+    successor.finish(RunStatus::Completed, None).unwrap();
     let report = Report::from_ledger(&path, &Overrides::default()).unwrap();
     let account = &report.runs[0].account;
     assert_eq!(account.steps, 40);
@@ -66,14 +66,8 @@ fn write_until_killed(path: &Path) -> ! {
 }
 
 fn run(resumed_from_step: Option<u64>) -> RunInfo {
-    RunInfo {
-        run_id: "killed".into(),
-        name: "killed".into(),
-        config_hash: "abc".into(),
-        resumed_from_step,
-        intensity: CarbonConfig::default().intensity().unwrap(),
-        pue: 1.0,
-    }
+    let intensity = CarbonConfig::default().intensity().unwrap();
+    RunInfo { resumed_from_step, ..RunInfo::new("killed", intensity) }
 }
 
 fn tags(step: u64) -> WindowTags {

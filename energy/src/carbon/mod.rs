@@ -4,6 +4,8 @@ mod grid;
 
 use std::borrow::Cow;
 
+use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -23,8 +25,49 @@ pub struct GridIntensity {
     pub year: Option<u16>,
     /// What is counted in it.
     pub basis: Basis,
+    /// Whose emissions it counts.
+    pub accounting: Accounting,
     /// Where it comes from.
     pub source: Cow<'static, str>,
+    /// The time it holds for; `None` for a yearly or declared figure, which holds for all times.
+    pub period: Option<Period>,
+    /// Whether it is the provider's own estimate or forecast.
+    pub estimated: bool,
+}
+
+/// A span of time: its end is no part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Period {
+    /// Its start.
+    pub from: Timestamp,
+    /// Its end.
+    pub until: Timestamp,
+}
+
+/// Whose emissions are counted: the two must never be summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Accounting {
+    /// The grid's, where the electricity is drawn.
+    #[default]
+    Location,
+    /// Those of the contracts that the user holds (certificates, purchase agreements).
+    Market,
+}
+
+impl Accounting {
+    /// The name in files and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Accounting::Location => "location",
+            Accounting::Market => "market",
+        }
+    }
+
+    /// The accounting of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Accounting::Location, Accounting::Market].into_iter().find(|accounting| accounting.as_str() == name)
+    }
 }
 
 /// What a carbon intensity counts.
@@ -33,6 +76,10 @@ pub struct GridIntensity {
 pub enum Basis {
     /// Average of all generation, building and fuel supply of the plants included.
     LifecycleAverage,
+    /// Average of all generation, at the stacks of the plants only.
+    DirectAverage,
+    /// Of the plants that answer a change of demand. Never to be mixed with averages.
+    Marginal,
     /// Whatever the user meant.
     UserDeclared,
 }
@@ -42,13 +89,18 @@ impl Basis {
     pub fn as_str(self) -> &'static str {
         match self {
             Basis::LifecycleAverage => "lifecycle_average",
+            Basis::DirectAverage => "direct_average",
+            Basis::Marginal => "marginal",
             Basis::UserDeclared => "user_declared",
         }
     }
 
     /// The basis of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Basis::LifecycleAverage, Basis::UserDeclared].into_iter().find(|basis| basis.as_str() == name)
+        use Basis::*;
+        [LifecycleAverage, DirectAverage, Marginal, UserDeclared]
+            .into_iter()
+            .find(|basis| basis.as_str() == name)
     }
 }
 
@@ -79,7 +131,10 @@ pub fn lookup_year(location: &str, year: u16) -> Result<GridIntensity> {
         zone: row.code.into(),
         year: Some(year),
         basis: Basis::LifecycleAverage,
+        accounting: Accounting::Location,
         source: CREDIT.into(),
+        period: None,
+        estimated: false,
     })
 }
 

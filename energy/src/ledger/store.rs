@@ -14,7 +14,7 @@ pub const FILE_NAME: &str = "ledger.sqlite";
 const APPLICATION_ID: i32 = 0x5754_4c45;
 
 /// Version of the schema.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// How long a writer waits for another to let go.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -5,18 +5,11 @@ use std::sync::Arc;
 use super::*;
 use crate::carbon;
 use crate::meter::Provenance;
-use crate::units::Seconds;
+use crate::units::{MicroJoules, Seconds};
 use crate::window::{DomainEnergy, WindowKind};
 
 fn run(resumed_from_step: Option<u64>) -> RunInfo {
-    RunInfo {
-        run_id: "run-1".into(),
-        name: "tiny".into(),
-        config_hash: "abc".into(),
-        resumed_from_step,
-        intensity: carbon::lookup("FRA").unwrap(),
-        pue: 1.0,
-    }
+    RunInfo { resumed_from_step, ..RunInfo::new("run-1", carbon::lookup("FRA").unwrap()) }
 }
 
 fn window(seq: u64, microjoules: u64) -> WindowEnergy {
@@ -46,15 +39,19 @@ fn windows_of_a_finished_run_are_on_disk_with_their_domains_and_grams() {
     // 3.6 MJ are one kilowatt-hour: 41 g in France.
     let grams = ledger.record(&window(0, 3_600_000_000_000), step(1)).unwrap();
     assert_eq!(grams, Some(Grams(41.0)));
-    ledger.finish(RunStatus::Completed).unwrap();
+    ledger.finish(RunStatus::Completed, None).unwrap();
 
     assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window"), 3_600_000_000_000);
     assert_eq!(
-        ask(&path, "SELECT sum(microjoules) FROM window_energy WHERE source = 'modelled'"),
+        ask(
+            &path,
+            "SELECT sum(microjoules) FROM window_energy JOIN sensor ON sensor.id = window_energy.sensor
+             WHERE source = 'modelled'"
+        ),
         3_600_000_000_000
     );
     assert_eq!(
-        ask(&path, "SELECT count(*) FROM segment WHERE status = 'completed' AND ended_at NOT NULL"),
+        ask(&path, "SELECT count(*) FROM segment WHERE status = 'completed' AND ended_ms NOT NULL"),
         1
     );
     assert_eq!(ask(&path, "SELECT count(*) FROM run WHERE status = 'completed'"), 1);
@@ -69,7 +66,7 @@ fn a_window_entered_twice_counts_once() {
     ledger.flush().unwrap();
     ledger.record(&window(0, 5), step(1)).unwrap();
     ledger.record(&window(1, 7), step(2)).unwrap();
-    ledger.finish(RunStatus::Completed).unwrap();
+    ledger.finish(RunStatus::Completed, None).unwrap();
     assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window"), 12);
     assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window_energy"), 12);
 }
@@ -88,11 +85,11 @@ fn a_resumed_run_keeps_what_was_spent_and_marks_what_was_done_again() {
 
     let mut second = Ledger::open(&path, &run(Some(20))).unwrap();
     assert_eq!(second.spent_before().energy, MicroJoules(250));
-    assert_eq!(ask(&path, "SELECT count(*) FROM segment WHERE status = 'crashed' AND ended_at IS NULL"), 1);
+    assert_eq!(ask(&path, "SELECT count(*) FROM segment WHERE status = 'crashed' AND ended_ms IS NULL"), 1);
     for n in 21..=40 {
         second.record(&window(n - 21, 10), step(n)).unwrap();
     }
-    second.finish(RunStatus::Completed).unwrap();
+    second.finish(RunStatus::Completed, None).unwrap();
 
     assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window"), 450);
     assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window WHERE NOT superseded"), 400);
@@ -120,7 +117,7 @@ fn a_window_without_readings_is_unknown_on_disk_too() {
     let mut ledger = Ledger::open(&path, &run(None)).unwrap();
     let blind = WindowEnergy::new(0, WindowKind::Step, Seconds(0.5), None, false, Vec::new());
     assert_eq!(ledger.record(&blind, step(1)).unwrap(), None);
-    ledger.finish(RunStatus::Completed).unwrap();
+    ledger.finish(RunStatus::Completed, None).unwrap();
     assert_eq!(ask(&path, "SELECT count(*) FROM window WHERE microjoules IS NULL AND grams IS NULL"), 1);
 }
 
@@ -145,9 +142,9 @@ fn a_file_that_cannot_be_a_ledger_is_refused_with_what_to_do() {
 /// A ledger whose writes fail as `break_it` makes them fail.
 fn broken(path: &Path, break_it: impl Fn(&mut Connection)) -> Error {
     let mut connection = store::open_for_writing(path).unwrap();
-    let (segment, before) = begin_segment(&mut connection, &run(None)).unwrap();
+    let open = segment::begin(&mut connection, &run(None)).unwrap();
     break_it(&mut connection);
-    let mut ledger = Ledger::with_connection(path, &run(None), connection, segment, before).unwrap();
+    let mut ledger = Ledger::with_connection(path, &run(None), connection, open).unwrap();
     for seq in 0..500 {
         // Entering may succeed until the writer has met the disk.
         if let Err(error) = ledger.record(&window(seq, 1), step(seq)) {

@@ -16,6 +16,7 @@ pub(super) fn render(report: &Report) -> Value {
 fn run(run: &RunReport) -> Value {
     let mut value = json!({
         "run_id": run.run_id,
+        "uid": run.uid,
         "name": run.name,
         "ledger": run.ledger.display().to_string(),
         "config_hash": run.config_hash,

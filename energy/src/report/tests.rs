@@ -3,17 +3,20 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::carbon;
+use crate::ledger::RunStatus;
 use crate::ledger::{Ledger, RunInfo, WindowTags};
+use crate::meter::Provenance;
+use crate::units::{Joules, MicroJoules, Seconds, Watts};
 use crate::window::{DomainEnergy, WindowEnergy, WindowKind};
 
 fn info(name: &str, resumed_from_step: Option<u64>) -> RunInfo {
     RunInfo {
-        run_id: format!("{name}-2026"),
         name: name.into(),
         config_hash: "abc".into(),
         resumed_from_step,
-        intensity: carbon::lookup("FRA").unwrap(),
         pue: 1.2,
+        ..RunInfo::new(&format!("{name}-2026"), carbon::lookup("FRA").unwrap())
     }
 }
 
@@ -50,7 +53,7 @@ fn write_run(directory: &Path, name: &str) {
     second.record(&window(1, WindowKind::Step), step(4)).unwrap();
     let evaluation = WindowTags { step: Some(4), ..WindowTags::default() };
     second.record(&window(2, WindowKind::Evaluation), evaluation).unwrap();
-    second.finish(RunStatus::Completed).unwrap();
+    second.finish(RunStatus::Completed, None).unwrap();
 }
 
 #[test]
@@ -106,7 +109,7 @@ fn a_run_without_meters_has_unknown_energy_rather_than_none() {
     let mut ledger = Ledger::open(&path, &info("tiny", None)).unwrap();
     let blind = WindowEnergy::new(0, WindowKind::Step, Seconds(1.0), None, true, Vec::new());
     ledger.record(&blind, WindowTags { step: Some(1), tokens: 50, loss: None }).unwrap();
-    ledger.finish(RunStatus::Completed).unwrap();
+    ledger.finish(RunStatus::Completed, None).unwrap();
     let report = Report::from_ledger(&path, &Overrides::default()).unwrap();
     assert_eq!(report.runs[0].account.joules_per_token(), None);
     assert!(report.to_text().contains("Energy        unknown: no sensor was read\n"), "{}", report.to_text());
@@ -189,7 +192,7 @@ fn a_report_can_be_made_while_the_run_goes_on() {
     let report = Report::from_ledger(&path, &Overrides::default()).unwrap();
     assert_eq!(report.runs[0].status, RunStatus::Running);
     assert_eq!(report.runs[0].account.energy, MicroJoules(400_000_000));
-    ledger.finish(RunStatus::Completed).unwrap();
+    ledger.finish(RunStatus::Completed, None).unwrap();
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use jiff::Timestamp;
+
 use super::{Account, Report, RunReport};
 use crate::ledger::RunStatus;
 use crate::units::{Joules, MicroJoules, Seconds};
@@ -25,8 +27,8 @@ pub(super) fn render(report: &Report) -> String {
 fn write_run(out: &mut String, run: &RunReport) {
     let crashed = run.segments.iter().filter(|segment| segment.status == RunStatus::Crashed).count();
     line(out, "Run", format!("{} ({})", run.run_id, run.name));
-    let end = run.ended_at.as_deref().map_or(String::new(), |at| format!(" to {}", to_second(at)));
-    line(out, "Status", format!("{}, {}{end}", run.status.as_str(), to_second(&run.started_at)));
+    let end = run.ended_at.map_or(String::new(), |at| format!(" to {}", to_second(at)));
+    line(out, "Status", format!("{}, {}{end}", run.status.as_str(), to_second(run.started_at)));
     if run.segments.len() > 1 || crashed > 0 {
         line(out, "Segments", format!("{}, of which {crashed} crashed", run.segments.len()));
     }
@@ -184,10 +186,7 @@ fn grouped(number: u64) -> String {
     out
 }
 
-/// An RFC 3339 time without its fraction.
-fn to_second(time: &str) -> String {
-    match time.split_once('.') {
-        Some((whole, _)) => format!("{whole}Z"),
-        None => time.to_owned(),
-    }
+/// A time in RFC 3339, to the second.
+fn to_second(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

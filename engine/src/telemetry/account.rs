@@ -50,8 +50,12 @@ impl EnergyAccount {
             name: config.run.name.clone(),
             config_hash: blake3::hash(config_toml.as_bytes()).to_hex().to_string(),
             resumed_from_step,
+            rank: 0,
+            world_size: 1,
             intensity,
             pue: config.carbon.pue,
+            wue_l_per_kwh: config.carbon.wue_l_per_kwh,
+            embodied: config.carbon.embodied.clone(),
         };
         let ledger = Ledger::open(&run.ledger(), &info)?;
         let grams_total = ledger.spent_before().grams.0;
@@ -104,11 +108,12 @@ impl EnergyAccount {
         let mut totals = monitor.totals();
         self.enter(totals.remainder(), WindowTags::default())?;
         if let Some(ledger) = self.ledger.take() {
-            totals.overhead.ledger_cpu = ledger.finish(match ended {
+            let status = match ended {
                 Some(Ended::Completed) => RunStatus::Completed,
                 Some(Ended::MaxSteps | Ended::Signalled) => RunStatus::Interrupted,
                 None => RunStatus::Failed,
-            })?;
+            };
+            totals.overhead.ledger_cpu = ledger.finish(status, Some(&totals))?;
         }
         Ok(totals)
     }
