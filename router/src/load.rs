@@ -11,6 +11,8 @@ use crate::route::Routing;
 pub struct LoadAccumulator {
     /// Assignments per expert, dropped ones included; as f32 for collectives, exact up to 2^24 tokens a step.
     pub load_e: Vec<f32>,
+    /// Assignments that each expert computed: its load without the dropped ones.
+    pub computed_e: Vec<u64>,
     /// Tokens routed.
     pub num_tokens: u64,
     /// Assignments dropped for lack of capacity.
@@ -22,7 +24,11 @@ pub struct LoadAccumulator {
 impl LoadAccumulator {
     /// Nothing counted yet.
     pub fn new(num_experts: usize) -> Self {
-        LoadAccumulator { load_e: vec![0.0; num_experts], ..LoadAccumulator::default() }
+        LoadAccumulator {
+            load_e: vec![0.0; num_experts],
+            computed_e: vec![0; num_experts],
+            ..LoadAccumulator::default()
+        }
     }
 
     /// Counts one micro-batch. To be called once for each: a forward pass that is computed again for its activations
@@ -34,6 +40,11 @@ impl LoadAccumulator {
         crate::balance::expect_len("load_e", &self.load_e, routing.plan.tokens_per_expert.len())?;
         for (load, &tokens) in self.load_e.iter_mut().zip(&routing.plan.tokens_per_expert) {
             *load += tokens as f32;
+        }
+        let offsets_e = routing.plan.offsets_e.data::<i32>()?;
+        for (computed, rows) in self.computed_e.iter_mut().zip(offsets_e.windows(2)) {
+            // Offsets never fall.
+            *computed += (rows[1] - rows[0]) as u64;
         }
         self.num_tokens += routing.plan.num_tokens() as u64;
         self.num_dropped += routing.plan.num_dropped as u64;

@@ -8,11 +8,12 @@ use serde_json::Value;
 use crate::process::checkpoint_steps;
 
 /// Keys of metrics.jsonl that depend on the machine and the moment.
-const OF_THE_MOMENT: [&str; 9] = [
+const OF_THE_MOMENT: [&str; 10] = [
     "time",
     "tokens_per_second",
     "mfu",
     "phases",
+    "phase_joules",
     "joules",
     "joules_per_token",
     "watts",

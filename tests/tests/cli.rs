@@ -126,6 +126,7 @@ fn each_step_has_the_promised_keys() {
         "grams_co2e",
         "grams_co2e_total",
         "phases",
+        "phase_joules",
     ];
     assert_eq!(keys(&metrics[0]), sorted(&expected));
     expected.push("val_loss");

@@ -38,11 +38,26 @@ fn assert_balanced(report: &Report) {
     assert_eq!(energy, account.domains.iter().map(|domain| domain.energy.0).sum::<u64>(), "over domains");
     assert_eq!(energy, account.kinds.iter().map(|kind| kind.energy.0).sum::<u64>(), "over kinds of window");
     assert_eq!(energy, run.segments.iter().map(|segment| segment.energy.0).sum::<u64>(), "over processes");
+    let of_phases = account.phases.iter().map(|phase| phase.energy.0).sum::<u64>();
+    assert_eq!(kind(account, "step").1, of_phases, "over phases");
+    let experts_phase = account.phases.iter().find(|phase| phase.phase == "experts");
+    let of_experts = run.experts.iter().map(|expert| expert.energy.0).sum::<u64>();
+    assert_eq!(experts_phase.map_or(0, |phase| phase.energy.0), of_experts, "over experts");
     assert_eq!(account.incomplete_windows, 0);
     let emitted = run.segments.iter().map(|segment| {
         segment.energy.joules().0 / JOULES_PER_KILOWATT_HOUR * segment.intensity.grams_per_kwh.0 * segment.pue
     });
     assert_near(account.grams.0, emitted.sum());
+}
+
+/// The phases of each step in metrics.jsonl are the step.
+fn assert_phases_are_the_step(metrics: &[Value]) {
+    for step in metrics {
+        let phases = step["phase_joules"].as_object().expect("the model always has an answer");
+        let sum: f64 = phases.values().map(|joules| joules.as_f64().expect("a number")).sum();
+        assert_near(sum, step["joules"].as_f64().expect("the model always has an answer"));
+        assert!(phases.contains_key("experts") && phases.contains_key("router"), "{phases:?}");
+    }
 }
 
 /// Microjoules of the steps, as metrics.jsonl tells them.
@@ -75,6 +90,7 @@ fn metrics_ledger_and_report_tell_the_same_sums() {
     let account = &run.account;
     assert_eq!((account.steps, account.tokens, run.status), (40, 10240, RunStatus::Completed));
     assert_eq!(kind(account, "step"), (40, step_energy(&metrics)));
+    assert_phases_are_the_step(&metrics);
     for (name, windows) in [("setup", 1), ("evaluation", 1), ("checkpoint", 1), ("unattributed", 1)] {
         assert_eq!(kind(account, name).0, windows, "windows of {name}");
     }

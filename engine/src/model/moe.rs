@@ -119,6 +119,11 @@ impl RoutingState {
         self.load.load_e.iter().map(|&tokens| tokens as u64).collect()
     }
 
+    /// Assignments that each expert computed in the step so far: without those dropped for lack of capacity.
+    pub fn computed_per_expert(&self) -> &[u64] {
+        &self.load.computed_e
+    }
+
     /// Forgets the loads of passes that must not count: evaluation.
     pub fn discard_load(&mut self) {
         self.load.reset();

@@ -1,11 +1,13 @@
 //! The energy account of a run: closes windows, prices them, and enters each into the ledger once.
 
+use wattle_energy::attribution::PhaseEnergy;
 use wattle_energy::{
-    EnergyMonitor, EnergyTotals, Ledger, Result, RunInfo, RunStatus, WindowEnergy, WindowKind, WindowTags,
+    Attribution, EnergyMonitor, EnergyTotals, Ledger, MarkKind, Result, RunInfo, RunStatus, Waste,
+    WindowEnergy, WindowKind, WindowTags,
 };
 
 use crate::config::Config;
-use crate::train::{Ended, RunDirectory};
+use crate::train::{Ended, RunDirectory, StepReport};
 
 /// A closed window and what it emitted.
 #[derive(Clone, Debug)]
@@ -14,6 +16,8 @@ pub struct Priced {
     pub window: WindowEnergy,
     /// Grams of CO2e; none when its energy is unknown.
     pub grams: Option<f64>,
+    /// Its energy by phase, for a step whose energy is known.
+    pub phases: Vec<PhaseEnergy>,
 }
 
 /// The books of one process of a run.
@@ -67,7 +71,7 @@ impl EnergyAccount {
         })
     }
 
-    /// Closes the window since the last one. `step` is the last finished step.
+    /// Closes the window since the last one, which was no step. `step` is the last finished step.
     ///
     /// # Errors
     /// When an earlier window could not be written.
@@ -76,20 +80,68 @@ impl EnergyAccount {
         monitor: &EnergyMonitor,
         kind: WindowKind,
         step: u64,
-        tokens: u64,
         loss: Option<f64>,
     ) -> Result<Priced> {
-        let window = monitor.close_window(kind);
-        self.enter(window, WindowTags { step: Some(step), tokens, loss })
+        let tags = WindowTags { step: Some(step), tokens: 0, loss };
+        self.enter(monitor.close_window(kind), tags, &Attribution::default())
     }
 
-    fn enter(&mut self, window: WindowEnergy, tags: WindowTags) -> Result<Priced> {
-        let grams = match &mut self.ledger {
-            Some(ledger) => ledger.record(&window, tags)?.map(|grams| grams.0),
-            None => None,
+    /// Closes the window of a step and splits its energy.
+    ///
+    /// # Errors
+    /// When an earlier window could not be written.
+    pub fn close_step(
+        &mut self,
+        monitor: &EnergyMonitor,
+        step: u64,
+        report: &StepReport,
+        first_sparse_layer: usize,
+    ) -> Result<Priced> {
+        let window = monitor.close_window(WindowKind::Step);
+        let tags = WindowTags {
+            step: Some(step),
+            tokens: report.num_tokens,
+            loss: Some(report.losses.cross_entropy),
+        };
+        let layers = (first_sparse_layer..).zip(&report.computed_per_expert);
+        let experts: Vec<_> = layers.map(|(layer, computed)| (layer, computed.as_slice())).collect();
+        let attribution = Attribution {
+            phases: &report.phases.map(|(phase, spent)| (phase.name(), spent)),
+            experts: &experts,
+            waste: &work_in_vain(report),
+        };
+        self.enter(window, tags, &attribution)
+    }
+
+    fn enter(
+        &mut self,
+        window: WindowEnergy,
+        tags: WindowTags,
+        attribution: &Attribution<'_>,
+    ) -> Result<Priced> {
+        let (grams, phases) = match &mut self.ledger {
+            Some(ledger) => {
+                let (grams, split) = ledger.record_attributed(&window, tags, attribution)?;
+                (grams.map(|grams| grams.0), split.phases)
+            }
+            None => (None, Vec::new()),
         };
         self.grams_total += grams.unwrap_or(0.0);
-        Ok(Priced { window, grams })
+        Ok(Priced { window, grams, phases })
+    }
+
+    /// What a person should hear about the sensors since the last call; each also becomes a mark in the ledger.
+    ///
+    /// # Errors
+    /// When an earlier entry could not be written.
+    pub fn alerts(&mut self, monitor: &EnergyMonitor, step: u64) -> Result<Vec<String>> {
+        let alerts: Vec<String> = monitor.take_alerts().iter().map(ToString::to_string).collect();
+        if let Some(ledger) = &mut self.ledger {
+            for alert in &alerts {
+                ledger.mark(MarkKind::Sensor, Some(step), alert)?;
+            }
+        }
+        Ok(alerts)
     }
 
     /// Waits until all windows so far are on disk.
@@ -106,7 +158,7 @@ impl EnergyAccount {
     /// When the ledger could not be written.
     pub fn finish(&mut self, monitor: &EnergyMonitor, ended: Option<Ended>) -> Result<EnergyTotals> {
         let mut totals = monitor.totals();
-        self.enter(totals.remainder(), WindowTags::default())?;
+        self.enter(totals.remainder(), WindowTags::default(), &Attribution::default())?;
         if let Some(ledger) = self.ledger.take() {
             let status = match ended {
                 Some(Ended::Completed) => RunStatus::Completed,
@@ -132,4 +184,18 @@ impl EnergyAccount {
     pub fn intensity_label(&self) -> &str {
         &self.intensity
     }
+}
+
+/// The parts of a step that taught the model nothing: all of a skipped step, and of others the part of its
+/// assignments that found no place at their expert.
+fn work_in_vain(report: &StepReport) -> Vec<Waste> {
+    if !report.applied {
+        return vec![Waste { reason: "skipped", count: 1, share: 1.0 }];
+    }
+    let dropped: u64 = report.routing.iter().map(|layer| layer.dropped_tokens).sum();
+    let assigned: u64 = report.tokens_per_expert.iter().flatten().sum();
+    if dropped == 0 {
+        return Vec::new();
+    }
+    vec![Waste { reason: "dropped", count: dropped, share: dropped as f64 / assigned as f64 }]
 }

@@ -55,6 +55,9 @@ pub struct StepMetrics {
     pub grams_co2e_total: f64,
     /// Seconds per phase of this step.
     pub phases: serde_json::Map<String, serde_json::Value>,
+    /// Joules per phase of this step; with `other` they add up to `joules`. Empty when the energy is unknown.
+    #[serde(default)]
+    pub phase_joules: serde_json::Map<String, serde_json::Value>,
     /// Held-out loss, on steps that evaluate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub val_loss: Option<f64>,

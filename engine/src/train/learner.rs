@@ -41,6 +41,8 @@ pub struct StepReport {
     pub routing: Vec<RoutingStats>,
     /// Assignments per expert of each sparse layer over the whole step.
     pub tokens_per_expert: Vec<Vec<u64>>,
+    /// As `tokens_per_expert`, without those dropped for lack of capacity.
+    pub computed_per_expert: Vec<Vec<u64>>,
     /// Time per phase.
     pub phases: [(Phase, Duration); Phase::ALL.len()],
 }
@@ -106,6 +108,7 @@ impl Learner {
         }
         self.num_updates += 1;
         let tokens_per_expert = self.routing.iter().map(RoutingState::tokens_per_expert).collect();
+        let computed_per_expert = self.computed_per_expert();
         let routing = self.routing.iter_mut().map(RoutingState::end_step).collect::<Result<_>>()?;
         Ok(StepReport {
             losses,
@@ -114,8 +117,13 @@ impl Learner {
             num_tokens: step_tokens,
             routing,
             tokens_per_expert,
+            computed_per_expert,
             phases: clock.split(),
         })
+    }
+
+    fn computed_per_expert(&self) -> Vec<Vec<u64>> {
+        self.routing.iter().map(|layer| layer.computed_per_expert().to_vec()).collect()
     }
 
     fn skipped(
@@ -127,6 +135,7 @@ impl Learner {
     ) -> StepReport {
         let routing = self.routing.iter().map(RoutingState::stats).collect();
         let tokens_per_expert = self.routing.iter().map(RoutingState::tokens_per_expert).collect();
+        let computed_per_expert = self.computed_per_expert();
         self.routing.iter_mut().for_each(RoutingState::discard_load);
         StepReport {
             losses,
@@ -135,6 +144,7 @@ impl Learner {
             num_tokens,
             routing,
             tokens_per_expert,
+            computed_per_expert,
             phases: clock.split(),
         }
     }

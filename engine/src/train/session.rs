@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 use wattle_energy::WindowKind;
+use wattle_energy::attribution::PhaseEnergy;
 
 use crate::autograd::Phase;
 use crate::config::Resolved;
@@ -78,8 +79,8 @@ impl Session {
             setup.monitor.source_label(),
             setup.resumed_from.as_ref().map(|_| position.step),
         )?;
-        let priced = energy.close(&setup.monitor, WindowKind::Setup, position.step, 0, None)?;
-        for alert in setup.monitor.take_alerts() {
+        let priced = energy.close(&setup.monitor, WindowKind::Setup, position.step, None)?;
+        for alert in energy.alerts(&setup.monitor, position.step)? {
             setup.say(&format!("energy: {alert}"));
         }
         setup.say(&format!(
@@ -162,13 +163,8 @@ impl Session {
         setup.position.after_step(&report, config.optimizer.batch_sequences as u64);
         let spent = begin.elapsed();
         let (step, tokens) = (setup.position.step, setup.position.tokens);
-        let priced = self.energy.close(
-            &self.setup.monitor,
-            WindowKind::Step,
-            step,
-            step_tokens,
-            Some(report.losses.cross_entropy),
-        )?;
+        let first_sparse_layer = config.moe.as_ref().map_or(0, |moe| moe.num_leading_dense_layers);
+        let priced = self.energy.close_step(&self.setup.monitor, step, &report, first_sparse_layer)?;
         let mut metrics = self.metrics_of(&report, learning_rate, spent, &priced);
         let is_last = tokens >= config.run.max_tokens.get();
         let every = config.eval.every_steps as u64;
@@ -179,7 +175,7 @@ impl Session {
         self.metrics.flush()?;
         self.progress.step(&metrics);
         self.last_step = Some(metrics);
-        for alert in self.setup.monitor.take_alerts() {
+        for alert in self.energy.alerts(&self.setup.monitor, step)? {
             self.progress.message(&format!("energy: {alert}"));
         }
         self.guard(&report, first_sample)
@@ -223,7 +219,6 @@ impl Session {
             &self.setup.monitor,
             WindowKind::Evaluation,
             self.setup.position.step,
-            0,
             Some(evaluation.loss),
         )?;
         Ok(Some(evaluation.loss))
@@ -234,7 +229,7 @@ impl Session {
         self.setup.position.seconds = self.seconds();
         self.last_checkpoint = snapshot::save(&self.setup)?;
         self.saved_step = self.setup.position.step;
-        self.energy.close(&self.setup.monitor, WindowKind::Checkpoint, self.setup.position.step, 0, None)?;
+        self.energy.close(&self.setup.monitor, WindowKind::Checkpoint, self.setup.position.step, None)?;
         self.energy.flush()?;
         Ok(())
     }
@@ -279,6 +274,7 @@ impl Session {
             grams_co2e: priced.grams,
             grams_co2e_total: self.energy.grams_total(),
             phases: phases_of(&report.phases),
+            phase_joules: joules_of(&priced.phases),
             val_loss: None,
         }
     }
@@ -299,6 +295,10 @@ impl Session {
         }
         Ok(())
     }
+}
+
+fn joules_of(split: &[PhaseEnergy]) -> Map<String, Value> {
+    split.iter().map(|part| (part.phase.to_owned(), Value::from(part.microjoules.joules().0))).collect()
 }
 
 fn phases_of(split: &[(Phase, Duration)]) -> Map<String, Value> {
