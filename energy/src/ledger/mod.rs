@@ -9,6 +9,7 @@
 //! counted twice. One process at a time may write a ledger; any number may read it.
 
 mod info;
+mod merge;
 mod segment;
 mod store;
 mod writer;
@@ -23,6 +24,7 @@ use jiff::Timestamp;
 use rusqlite::Connection;
 
 pub use info::{MarkKind, Role, RunInfo, RunStatus, Spent, WindowTags};
+pub use merge::merge;
 pub use store::FILE_NAME;
 pub(crate) use store::{open_for_reading, read_failure};
 

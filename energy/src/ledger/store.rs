@@ -56,8 +56,12 @@ fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
     if !no_place || log.exists() {
         return Err(error);
     }
-    let escaped = path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23");
-    Connection::open_with_flags(format!("file:{escaped}?immutable=1"), flags)
+    Connection::open_with_flags(format!("{}?immutable=1", uri(path)), flags)
+}
+
+/// A path as SQLite's URI, to which parameters can be added.
+pub(super) fn uri(path: &Path) -> String {
+    format!("file:{}", path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23"))
 }
 
 fn set_up(connection: &mut Connection) -> rusqlite::Result<()> {

@@ -8,11 +8,11 @@ use crate::meter::Provenance;
 use crate::units::{MicroJoules, Seconds};
 use crate::window::{DomainEnergy, WindowKind};
 
-fn run(resumed_from_step: Option<u64>) -> RunInfo {
+pub(super) fn run(resumed_from_step: Option<u64>) -> RunInfo {
     RunInfo { resumed_from_step, ..RunInfo::new("run-1", carbon::lookup("FRA").unwrap()) }
 }
 
-fn window(seq: u64, microjoules: u64) -> WindowEnergy {
+pub(super) fn window(seq: u64, microjoules: u64) -> WindowEnergy {
     let part = DomainEnergy {
         domain: Arc::from("cpu"),
         sensor: "model",
@@ -22,12 +22,12 @@ fn window(seq: u64, microjoules: u64) -> WindowEnergy {
     WindowEnergy::new(seq, WindowKind::Step, Seconds(0.5), None, true, vec![part])
 }
 
-fn step(step: u64) -> WindowTags {
+pub(super) fn step(step: u64) -> WindowTags {
     WindowTags { step: Some(step), tokens: 100, loss: Some(2.0) }
 }
 
 /// One number from the ledger at `path`.
-fn ask(path: &Path, sql: &str) -> i64 {
+pub(super) fn ask(path: &Path, sql: &str) -> i64 {
     Connection::open(path).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
