@@ -25,6 +25,8 @@ pub enum WindowKind {
     Data,
     /// Nothing useful.
     Idle,
+    /// Begun and never closed: the process was killed in it.
+    Open,
     /// Energy the counters showed that fell into no window: the tail behind a slow counter.
     Unattributed,
 }
@@ -39,6 +41,7 @@ impl WindowKind {
             WindowKind::Checkpoint => "checkpoint",
             WindowKind::Data => "data",
             WindowKind::Idle => "idle",
+            WindowKind::Open => "open",
             WindowKind::Unattributed => "unattributed",
         }
     }

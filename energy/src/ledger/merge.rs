@@ -26,8 +26,8 @@ const OF_A_SEGMENT: [(&str, &str); 6] = [
 ];
 
 /// All columns of a segment but its id and its run.
-const SEGMENT: &str = "uid, rank, world_size, number, resumed_from_step, started_ms, ended_ms, status, host, version, \
-                       pue, wue_l_per_kwh, embodied_kg, embodied_years, embodied_share, embodied_boundary, \
+const SEGMENT: &str = "uid, rank, world_size, number, resumed_from_step, started_ms, alive_ms, ended_ms, status, host, \
+                       version, pue, wue_l_per_kwh, embodied_kg, embodied_years, embodied_share, embodied_boundary, \
                        sensor_resets, sensor_spikes, gap_seconds, overhead_seconds";
 
 /// Copies every run of the ledgers `from` into the ledger `into`, which is created when it is not there.

@@ -1,8 +1,9 @@
 //! The ledger: every window on disk, once, through crashes and restarts (SQLite, WAL, `synchronous=FULL`).
 //!
-//! A writer thread commits windows together, about once a second, so that a step waits for no disk; [`Ledger::flush`]
-//! waits for the disk and belongs before each checkpoint is declared durable. A `kill -9` loses at most the windows
-//! since the last commit, never a committed one and never half a window.
+//! A writer thread commits windows together, so that a step waits for no disk: every tenth of a second, which
+//! outlives the process, and every second on the disk, which outlives the machine. [`Ledger::flush`] waits for the
+//! disk and belongs before each checkpoint is declared durable. A `kill -9` loses at most the windows since the last
+//! commit, never a committed one and never half a window; of a monitor that it watches, a tenth of a second.
 //!
 //! A resumed run does some steps again. The joules of the first attempt were spent and stay in the total; its
 //! windows are marked superseded, so that "spent" and "in the final model" can be told apart and nothing is
@@ -35,7 +36,7 @@ use crate::error::{Error, Result};
 use crate::units::Grams;
 use crate::window::{EnergyTotals, WindowEnergy};
 use segment::{Ending, Open};
-use writer::{Command, Row};
+use writer::{Command, Price, Row};
 
 /// Windows that may wait for the writer before `record` waits too.
 const MAX_WAITING: usize = 1024;
@@ -44,12 +45,10 @@ const MAX_WAITING: usize = 1024;
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
-    /// The newest figure to price with, and its number in the ledger.
-    intensity: GridIntensity,
-    intensity_number: i64,
+    /// With the newest intensity.
+    price: Price,
     num_intensities: i64,
     num_marks: i64,
-    pue: f64,
     before: Spent,
     recording_cpu: Duration,
     commands: SyncSender<Command>,
@@ -74,12 +73,14 @@ impl Ledger {
     fn with_connection(path: &Path, run: &RunInfo, connection: Connection, open: Open) -> Result<Self> {
         let (commands, inbox) = sync_channel(MAX_WAITING);
         let failure = Arc::new(OnceLock::new());
+        // The figure of the start is entered with the segment, as number 0.
+        let price = Price { intensity_number: 0, grams_per_kwh: run.intensity.grams_per_kwh, pue: run.pue };
         let writer = {
             let (path, failure) = (path.to_owned(), Arc::clone(&failure));
             let thread = std::thread::Builder::new().name("energy-ledger".into());
             thread
                 .spawn(move || {
-                    if let Err(error) = writer::run(connection, open.segment, &inbox) {
+                    if let Err(error) = writer::run(connection, open.segment, price, &inbox) {
                         // The inbox closes after this, so whoever finds it closed finds the reason too.
                         let _ = failure.set(store::failure(&path, "write", &error));
                     }
@@ -88,12 +89,9 @@ impl Ledger {
         };
         Ok(Ledger {
             path: path.to_owned(),
-            intensity: run.intensity.clone(),
-            // The figure of the start is entered with the segment.
-            intensity_number: 0,
+            price,
             num_intensities: 1,
             num_marks: 0,
-            pue: run.pue,
             before: open.before,
             recording_cpu: Duration::ZERO,
             commands,
@@ -122,18 +120,27 @@ impl Ledger {
         attribution: &Attribution<'_>,
     ) -> Result<(Option<Grams>, Split)> {
         let cpu_before = thread_cpu_time();
-        let grams = window.joules.map(|joules| self.intensity.grams_per_kwh.grams(joules, self.pue));
+        let grams = self.price.of(window);
         let split = attribution.split(window);
         self.send(Command::Window(Box::new(Row {
             ended_at: Timestamp::now(),
             window: window.clone(),
             tags,
-            intensity_number: self.intensity_number,
+            price: self.price,
             grams,
             split: split.clone(),
         })))?;
         self.recording_cpu += thread_cpu_time().saturating_sub(cpu_before);
         Ok((grams, split))
+    }
+
+    /// Keeps the window in progress in the ledger too, as `in_progress` tells it, ten times a second: a kill in the
+    /// middle of a long window then loses no more than that. It is asked on the writer's thread.
+    ///
+    /// # Errors
+    /// When an earlier entry could not be written.
+    pub fn watch(&mut self, in_progress: impl Fn() -> WindowEnergy + Send + 'static) -> Result<()> {
+        self.send(Command::Watch(Box::new(in_progress)))
     }
 
     /// Enters a carbon intensity, or the correction of one. Windows to come are priced with it when that is its
@@ -149,16 +156,15 @@ impl Ledger {
         let holds_now =
             intensity.period.is_none_or(|period| (period.from..period.until).contains(&learned_at));
         if role == Role::Priced && holds_now {
-            self.intensity = intensity.clone();
-            self.intensity_number = number;
+            self.price =
+                Price { intensity_number: number, grams_per_kwh: intensity.grams_per_kwh, ..self.price };
         }
         Ok(())
     }
 
     /// Goes back to pricing with the figure of the start: the source of better ones has gone stale.
     pub fn forget(&mut self, start: &GridIntensity) {
-        self.intensity = start.clone();
-        self.intensity_number = 0;
+        self.price = Price { intensity_number: 0, grams_per_kwh: start.grams_per_kwh, ..self.price };
     }
 
     /// Enters something worth a mark in a plot.

@@ -24,6 +24,7 @@ CREATE TABLE segment (
     number            INTEGER NOT NULL,        -- within the run and rank, from 0
     resumed_from_step INTEGER,                 -- NULL: began at the beginning
     started_ms        INTEGER NOT NULL,
+    alive_ms          INTEGER,                 -- the last moment it is known to have run
     ended_ms          INTEGER,                 -- NULL while running, and for a segment that was killed
     status            TEXT NOT NULL CHECK (status IN ('running', 'completed', 'interrupted', 'failed', 'crashed')),
     host              TEXT NOT NULL,
@@ -59,11 +60,12 @@ CREATE TABLE intensity (
     PRIMARY KEY (segment, number)
 ) WITHOUT ROWID;
 
--- One measurement window. A window is written once: (segment, seq) names it.
+-- One measurement window: (segment, seq) names it. The window in progress stands here as `open`, no older than a
+-- tenth of a second, until its row takes its place; after a kill it stays, and its energy counts.
 CREATE TABLE window (
     segment            INTEGER NOT NULL REFERENCES segment (id),
     seq                INTEGER NOT NULL,
-    kind               TEXT NOT NULL,          -- setup, step, evaluation, checkpoint, data, idle, unattributed
+    kind               TEXT NOT NULL,          -- setup, step, evaluation, checkpoint, data, idle, open, unattributed
     step               INTEGER,                -- the last finished step at its end
     tokens             INTEGER NOT NULL,       -- trained on in this window
     ended_ms           INTEGER NOT NULL,

@@ -170,3 +170,61 @@ fn a_read_only_or_full_disk_gives_one_clear_error() {
     });
     assert!(full.to_string().contains("free some space"), "{full}");
 }
+
+#[test]
+fn the_queries_of_the_documentation_run_and_agree() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE_NAME);
+    let mut ledger = Ledger::open(&path, &run(None)).unwrap();
+    let attribution = Attribution {
+        phases: &[("experts", Duration::from_millis(300))],
+        experts: &[(0, &[2, 1])],
+        waste: &[],
+    };
+    for seq in 0..3 {
+        ledger.record_attributed(&window(seq, 1_000_000), step(seq + 1), &attribution).unwrap();
+    }
+    ledger.finish(RunStatus::Completed, None).unwrap();
+
+    let documentation = include_str!("../../../docs/ledger.md");
+    let queries: Vec<&str> =
+        documentation.split("```sql\n").skip(1).filter_map(|block| block.split("```").next()).collect();
+    assert_eq!(queries.len(), 5);
+    let connection = Connection::open(&path).unwrap();
+    for query in queries {
+        let rows: i64 = connection
+            .query_row(&format!("SELECT count(*) FROM ({})", query.trim().trim_end_matches(';')), [], |row| {
+                row.get(0)
+            })
+            .unwrap_or_else(|error| panic!("{error}: {query}"));
+        assert!(rows > 0, "{query}");
+    }
+    let by_phase = ask(&path, "SELECT sum(microjoules) FROM phase_energy");
+    assert_eq!(by_phase, 3_000_000);
+    let of_experts = ask(&path, "SELECT microjoules FROM phase_energy WHERE phase = 'experts'");
+    assert_eq!(of_experts, ask(&path, "SELECT sum(microjoules) FROM expert_energy"));
+}
+
+#[test]
+fn the_window_in_progress_stands_in_the_ledger_until_it_is_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(FILE_NAME);
+    let mut ledger = Ledger::open(&path, &run(None)).unwrap();
+    ledger.watch(|| WindowEnergy { kind: WindowKind::Open, ..window(1, 70) }).unwrap();
+    // The watched monitor is a window ahead: what it tells is kept back until the ledger has caught up.
+    ledger.flush().unwrap();
+    assert_eq!(ask(&path, "SELECT count(*) FROM window"), 0);
+    ledger.record(&window(0, 10), step(1)).unwrap();
+    ledger.flush().unwrap();
+    assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window"), 80);
+    assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window_energy"), 80);
+    ledger.flush().unwrap();
+    assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window WHERE kind = 'open'"), 70);
+
+    ledger.record(&window(1, 100), step(2)).unwrap();
+    ledger.flush().unwrap();
+    assert_eq!(ask(&path, "SELECT count(*) FROM window WHERE kind = 'open'"), 0);
+    assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window_energy"), 110);
+    ledger.finish(RunStatus::Completed, None).unwrap();
+    assert_eq!(ask(&path, "SELECT sum(microjoules) FROM window"), 110);
+}
