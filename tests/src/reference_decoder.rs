@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use wattle_engine::model::config::{ModelConfig, MoeConfig};
 use wattle_kernels::ops::attention::Mask;
 use wattle_kernels::reference::attention::Attention;
-use wattle_kernels::reference::{cross_entropy, embedding, matmul, rms_norm, rope, routing, swiglu};
+use wattle_kernels::reference::{bias, cross_entropy, embedding, matmul, rms_norm, rope, routing, swiglu};
 use wattle_router::{BalanceLoss, Scoring};
 
 /// Weights by name, as in checkpoints.
@@ -62,7 +62,10 @@ impl ReferenceDecoder {
         let (b, t, head_dim) = (self.batch, self.sequence, model.head_dim());
         let project = |which: &str, num_heads: usize| {
             let weight = &weights[&format!("{name}.attention.{which}")];
-            let y = matmul::forward(x, weight, [b * t, num_heads * head_dim, d]);
+            let mut y = matmul::forward(x, weight, [b * t, num_heads * head_dim, d]);
+            if let Some(values) = weights.get(&format!("{name}.attention.{which}_bias")) {
+                y = bias::forward(&y, values);
+            }
             if which == "value" {
                 return y;
             }
@@ -70,7 +73,7 @@ impl ReferenceDecoder {
                 Some(norm) => self.norm(&y, norm),
                 None => y,
             };
-            rope::forward(&y, [b, t, num_heads, head_dim], head_dim, model.rope_theta, 0)
+            rope::forward(&y, [b, t, num_heads, head_dim], model.rotary_dim(), model.rope_theta, 0)
         };
         let window = Some(model.attention_window(layer)).filter(|&window| window > 0);
         let attention = Attention {

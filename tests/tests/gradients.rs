@@ -1,7 +1,7 @@
 //! The whole model's gradient against central differences of an f64 decoder.
 
 use wattle_engine::autograd::{Phase, PhaseClock, Tape};
-use wattle_engine::model::config::{ModelConfig, MoeConfig};
+use wattle_engine::model::config::{ModelConfig, MoeConfig, QkNorm};
 use wattle_engine::model::{Decoder, ParameterStore, Pass};
 use wattle_kernels::rng::{Philox, Purpose};
 use wattle_kernels::{DType, Tensor};
@@ -118,11 +118,23 @@ fn weights_that_are_not_renormalised_have_the_right_gradient() {
 #[test]
 fn a_dense_model_with_qk_norm_windows_and_its_own_head_has_the_right_gradient() {
     let model = ModelConfig {
-        qk_norm: true,
+        qk_norm: QkNorm::PerHead,
         tied_embedding: false,
         attention_windows: vec![3, 0],
         num_global_tokens: 1,
         ..model()
     };
     check(model, None);
+}
+
+#[test]
+fn a_model_with_biases_norms_over_all_heads_and_half_a_rotation_has_the_right_gradient() {
+    let model = ModelConfig {
+        qk_norm: QkNorm::AllHeads,
+        attention_bias: true,
+        head_dim: Some(8),
+        rotary_fraction: 0.5,
+        ..model()
+    };
+    check(model, Some(moe()));
 }

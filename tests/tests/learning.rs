@@ -145,7 +145,7 @@ fn shared_experts_and_leading_dense_layers_learn() {
 fn an_untied_head_normalised_heads_and_a_z_loss_learn() {
     let workshop = learns(&[
         "model.tied_embedding=false",
-        "model.qk_norm=true",
+        "model.qk_norm=per_head",
         "model.num_kv_heads=1",
         "model.attention_windows=[8, 0]",
         "moe.z_loss_coefficient=0.001",

@@ -123,7 +123,7 @@ fn greedy_generation_takes_the_largest_logit_of_a_full_recomputation() {
         &[
             "moe.scoring=sigmoid",
             "moe.num_shared_experts=1",
-            "model.qk_norm=true",
+            "model.qk_norm=per_head",
             "model.tied_embedding=false",
         ],
     ] {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wattle_kernels::ops::attention::{self, Mask};
 use wattle_kernels::ops::rope::{self, RopeTable};
-use wattle_kernels::ops::{cross_entropy, elementwise, embedding, matmul, rms_norm, swiglu};
+use wattle_kernels::ops::{bias, cross_entropy, elementwise, embedding, matmul, rms_norm, swiglu};
 use wattle_kernels::{DType, Device, Tensor};
 use wattle_router::experts::{self, ExpertTimes};
 use wattle_router::{LoadAccumulator, Result, RouterConfig, Routing};
@@ -64,6 +64,20 @@ impl Tape<'_> {
             let dx = matmul::backward_input(&dy, walk.parameters.compute(weight), onto)?;
             walk.put(input, dx);
             Ok(())
+        });
+        Ok(y)
+    }
+
+    /// y = x + bias, row by row. Takes the value by ownership to work in place.
+    pub fn bias(&mut self, x: Var, bias: ParamId) -> Result<Var> {
+        let input = x.id;
+        let y = bias::forward(x.value, self.parameters.master(bias))?;
+        let y = self.var(y);
+        let out = y.id;
+        self.record(move |walk| {
+            let Some(dy) = walk.take(out) else { return Ok(()) };
+            bias::backward(&dy, walk.parameters.gradient_mut(bias)?)?;
+            walk.add(input, dy)
         });
         Ok(y)
     }

@@ -44,8 +44,25 @@ fn remove_null(schema: &mut Value) {
             map.insert("type".to_owned(), only);
         }
     }
-    let properties = map.get_mut("properties").and_then(Value::as_object_mut);
-    properties.into_iter().flat_map(|map| map.values_mut()).for_each(remove_null);
+    // A table that may be absent is one of its own shape and null: what is left of that is the shape.
+    if let Some(Value::Array(variants)) = map.get_mut("anyOf") {
+        variants.retain(|variant| variant.get("type").is_none_or(|name| name != "null"));
+        if let [Value::Object(only)] = variants.as_mut_slice() {
+            let only = std::mem::take(only);
+            map.remove("anyOf");
+            for (name, value) in only {
+                map.entry(name).or_insert(value);
+            }
+        }
+    }
+    for (name, value) in map.iter_mut() {
+        match (name.as_str(), value) {
+            ("properties", Value::Object(properties)) => properties.values_mut().for_each(remove_null),
+            ("oneOf" | "anyOf", Value::Array(variants)) => variants.iter_mut().for_each(remove_null),
+            ("items", items) => remove_null(items),
+            _ => {}
+        }
+    }
 }
 
 /// The keys of a section, or the sections of the whole, with the schema of each.
@@ -164,12 +181,15 @@ mod tests {
                 "model.num_kv_heads",
                 "model.head_dim",
                 "model.ffn_size",
+                "model.rope_scaling",
                 "moe.capacity_factor",
                 "data.max_bytes",
                 "tokenizer.path",
                 "optimizer.micro_batch_sequences",
                 "energy.tdp_watts",
                 "carbon.grams_per_kwh",
+                "carbon.wue_l_per_kwh",
+                "carbon.embodied",
             ]
         );
     }

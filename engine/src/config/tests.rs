@@ -117,7 +117,7 @@ fn a_value_of_the_wrong_type_is_told_what_its_key_takes() {
         ("run.seed=-1", "run.seed: is -1, expected a whole number, 0 or more"),
         ("device.threads=1.5", "device.threads: is 1.5, expected a whole number, 0 or more"),
         ("optimizer.beta1=high", "optimizer.beta1: is \"high\", expected a number"),
-        ("model.qk_norm=1", "model.qk_norm: is 1, expected true or false"),
+        ("model.attention_bias=1", "model.attention_bias: is 1, expected true or false"),
         ("moe.capacity_factor=big", "moe.capacity_factor: is \"big\", expected a number"),
         (
             "model.attention_windows=[\"x\"]",

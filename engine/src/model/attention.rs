@@ -8,7 +8,7 @@ use wattle_router::Result;
 
 use crate::autograd::{Tape, Var};
 use crate::model::cache::LayerCache;
-use crate::model::config::ModelConfig;
+use crate::model::config::{ModelConfig, QkNorm};
 use crate::model::decoder::Builder;
 use crate::model::{Init, ParamId};
 
@@ -19,8 +19,11 @@ pub struct Attention {
     key: ParamId,
     value: ParamId,
     output: ParamId,
+    /// Biases of query, key and value.
+    biases: Option<[ParamId; 3]>,
+    qk_norm: QkNorm,
     /// Weights of the query and key norms, when QK-norm is on.
-    qk_norm: Option<[ParamId; 2]>,
+    norms: Option<[ParamId; 2]>,
     num_heads: usize,
     num_kv_heads: usize,
     head_dim: usize,
@@ -43,18 +46,34 @@ impl Attention {
     ) -> Result<Self> {
         let (d, head_dim) = (config.d_model, config.head_dim());
         let (query_dim, kv_dim) = (config.num_heads * head_dim, config.num_kv_heads() * head_dim);
-        let qk_norm = if config.qk_norm {
-            let query_norm = build.add(&format!("{name}.query_norm"), &[head_dim], Init::Ones)?;
-            Some([query_norm, build.add(&format!("{name}.key_norm"), &[head_dim], Init::Ones)?])
-        } else {
-            None
+        let norm_sizes = match config.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => Some([head_dim, head_dim]),
+            QkNorm::AllHeads => Some([query_dim, kv_dim]),
+        };
+        let norms = match norm_sizes {
+            None => None,
+            Some([of_query, of_key]) => Some([
+                build.add(&format!("{name}.query_norm"), &[of_query], Init::Ones)?,
+                build.add(&format!("{name}.key_norm"), &[of_key], Init::Ones)?,
+            ]),
+        };
+        let biases = match config.attention_bias {
+            false => None,
+            true => Some([
+                build.add(&format!("{name}.query_bias"), &[query_dim], Init::Zeros)?,
+                build.add(&format!("{name}.key_bias"), &[kv_dim], Init::Zeros)?,
+                build.add(&format!("{name}.value_bias"), &[kv_dim], Init::Zeros)?,
+            ]),
         };
         Ok(Attention {
             query: build.add(&format!("{name}.query"), &[query_dim, d], build.input_init())?,
             key: build.add(&format!("{name}.key"), &[kv_dim, d], build.input_init())?,
             value: build.add(&format!("{name}.value"), &[kv_dim, d], build.input_init())?,
             output: build.add(&format!("{name}.output"), &[d, query_dim], build.output_init())?,
-            qk_norm,
+            biases,
+            qk_norm: config.qk_norm,
+            norms,
             num_heads: config.num_heads,
             num_kv_heads: config.num_kv_heads(),
             head_dim,
@@ -76,16 +95,11 @@ impl Attention {
         start_position: usize,
     ) -> Result<Var> {
         let [b, t] = [x_btd.value.shape()[0], x_btd.value.shape()[1]];
-        let query = self.heads(tape, x_btd, self.query, [b, t, self.num_heads, self.head_dim])?;
-        let key = self.heads(tape, x_btd, self.key, [b, t, self.num_kv_heads, self.head_dim])?;
-        let value = self.heads(tape, x_btd, self.value, [b, t, self.num_kv_heads, self.head_dim])?;
-        let (query, key) = match self.qk_norm {
-            Some([query_norm, key_norm]) => (
-                tape.rms_norm(&query, query_norm, self.norm_epsilon)?,
-                tape.rms_norm(&key, key_norm, self.norm_epsilon)?,
-            ),
-            None => (query, key),
-        };
+        let [query_bias, key_bias, value_bias] = self.biases.map_or([None; 3], |biases| biases.map(Some));
+        let [query_norm, key_norm] = self.norms.map_or([None; 2], |norms| norms.map(Some));
+        let query = self.heads(tape, x_btd, [b, t, self.num_heads], self.query, query_bias, query_norm)?;
+        let key = self.heads(tape, x_btd, [b, t, self.num_kv_heads], self.key, key_bias, key_norm)?;
+        let value = self.heads(tape, x_btd, [b, t, self.num_kv_heads], self.value, value_bias, None)?;
         let query = tape.rope(query, &self.rope, start_position)?;
         let mut key = tape.rope(key, &self.rope, start_position)?;
         let mut value = value;
@@ -99,8 +113,27 @@ impl Attention {
         tape.linear(&mixed, self.output)
     }
 
-    fn heads(&self, tape: &mut Tape, x: &Var, weight: ParamId, shape: [usize; 4]) -> Result<Var> {
-        let y = tape.linear(x, weight)?;
-        tape.reshape(&y, &shape)
+    /// x projected to heads `[b, t, h, head]`, with what bias and norm there are.
+    fn heads(
+        &self,
+        tape: &mut Tape,
+        x: &Var,
+        [b, t, num_heads]: [usize; 3],
+        weight: ParamId,
+        bias: Option<ParamId>,
+        norm: Option<ParamId>,
+    ) -> Result<Var> {
+        let mut y = tape.linear(x, weight)?;
+        if let Some(bias) = bias {
+            y = tape.bias(y, bias)?;
+        }
+        if let (Some(norm), QkNorm::AllHeads) = (norm, self.qk_norm) {
+            y = tape.rms_norm(&y, norm, self.norm_epsilon)?;
+        }
+        y = tape.reshape(&y, &[b, t, num_heads, self.head_dim])?;
+        match (norm, self.qk_norm) {
+            (Some(norm), QkNorm::PerHead) => tape.rms_norm(&y, norm, self.norm_epsilon),
+            _ => Ok(y),
+        }
     }
 }

@@ -6,6 +6,7 @@ use wattle_router::{BalanceLoss, RouterConfig, Scoring};
 
 use crate::config::Problem;
 use crate::config::problem::{at_least_one, in_range};
+use crate::model::RopeScaling;
 
 /// The decoder: RMSNorm, rotary attention and SwiGLU feed-forward layers. The vocabulary size comes from the
 /// tokenizer.
@@ -32,10 +33,17 @@ pub struct ModelConfig {
     pub ffn_size: Option<usize>,
     /// Base of the rotary position frequencies; larger for longer contexts.
     pub rope_theta: f64,
+    /// Part of each head that turns with the position, 0 to 1; the rest knows no position.
+    pub rotary_fraction: f64,
+    /// Stretches positions beyond the length of the first training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
     /// Added to the mean square in every RMSNorm.
     pub norm_epsilon: f64,
-    /// Whether queries and keys are RMS-normalised per head before the rotation; steadies large models.
-    pub qk_norm: bool,
+    /// Whether queries and keys are RMS-normalised before the rotation, and over what; steadies large models.
+    pub qk_norm: QkNorm,
+    /// Whether the query, key and value projections have a bias.
+    pub attention_bias: bool,
     /// Whether the output head shares the embedding's matrix.
     pub tied_embedding: bool,
     /// Attention window of each layer in tokens, itself counted, cycled over the layers; 0 is full attention.
@@ -45,6 +53,19 @@ pub struct ModelConfig {
     pub num_global_tokens: usize,
     /// Standard deviation of the initial weights.
     pub init_std: f64,
+}
+
+/// Over what queries and keys are normalised.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum QkNorm {
+    /// They are not.
+    #[default]
+    None,
+    /// Each head by itself, all heads with one weight (Qwen3).
+    PerHead,
+    /// All heads of a token together (OLMoE).
+    AllHeads,
 }
 
 impl Default for ModelConfig {
@@ -58,8 +79,11 @@ impl Default for ModelConfig {
             head_dim: None,
             ffn_size: None,
             rope_theta: 10_000.0,
+            rotary_fraction: 1.0,
+            rope_scaling: None,
             norm_epsilon: 1e-6,
-            qk_norm: false,
+            qk_norm: QkNorm::None,
+            attention_bias: false,
             tied_embedding: true,
             attention_windows: Vec::new(),
             num_global_tokens: 0,
@@ -77,6 +101,12 @@ impl ModelConfig {
     /// Size of one head; 0 when there are no heads.
     pub fn head_dim(&self) -> usize {
         self.head_dim.unwrap_or_else(|| self.d_model.checked_div(self.num_heads).unwrap_or(0))
+    }
+
+    /// How many values of each head turn: an even number.
+    pub fn rotary_dim(&self) -> usize {
+        // Rounded down to a value as transformers does, then to a pair.
+        (self.head_dim() as f64 * self.rotary_fraction) as usize / 2 * 2
     }
 
     /// Attention window of `layer` in tokens; 0 is full attention.
@@ -101,6 +131,9 @@ impl ModelConfig {
             list.push(Problem::new("model.ffn_size", "is 0, expected at least 1, or no such key"));
         }
         in_range(list, "model.rope_theta", self.rope_theta, |x| x > 1.0, "above 1, such as 10000");
+        let fraction = self.rotary_fraction;
+        in_range(list, "model.rotary_fraction", fraction, |x| (0.0..=1.0).contains(&x), "0 to 1");
+        list.extend(self.rope_scaling.iter().flat_map(RopeScaling::validate));
         in_range(list, "model.norm_epsilon", self.norm_epsilon, |x| x > 0.0, "above 0, such as 1e-6");
         in_range(list, "model.init_std", self.init_std, |x| x > 0.0, "above 0, such as 0.02");
         problems

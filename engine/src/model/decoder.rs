@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use wattle_kernels::ops::attention::Mask;
 use wattle_kernels::ops::matmul;
-use wattle_kernels::ops::rope::RopeTable;
 use wattle_kernels::{DType, Tensor};
 use wattle_router::Result;
 
 use crate::autograd::{Phase, Tape, Var};
 use crate::model::config::{ModelConfig, MoeConfig};
+use crate::model::rope;
 use crate::model::{Attention, FeedForward, Init, KvCache, MoeLayer, ParamId, ParameterStore, RoutingState};
 
 /// A decoder-only transformer. It holds ids; the weights are in the store it was built with.
@@ -99,7 +99,7 @@ impl Decoder {
         let (d, num_layers) = (config.d_model, config.num_layers);
         let mut build = Builder { store, compute, seed, init_std: config.init_std, num_layers };
         let embedding = build.add("embedding", &[vocab_size, d], build.input_init())?;
-        let rope = Arc::new(RopeTable::new(max_positions, config.head_dim(), config.rope_theta)?);
+        let rope = Arc::new(rope::table(config, max_positions)?);
         let mut blocks = Vec::with_capacity(num_layers);
         for layer in 0..num_layers {
             let name = format!("layers.{layer}");

@@ -9,6 +9,7 @@ mod generate;
 mod moe;
 mod parameters;
 pub mod presets;
+mod rope;
 
 pub use attention::Attention;
 pub use cache::KvCache;
@@ -17,3 +18,4 @@ pub use feed_forward::FeedForward;
 pub use generate::{Sampling, generate};
 pub use moe::{MoeLayer, RoutingState};
 pub use parameters::{Init, ParamId, Parameter, ParameterStore};
+pub use rope::RopeScaling;

@@ -1,7 +1,7 @@
 //! The sparse feed-forward block: a router chooses experts for each token, shared experts see all tokens.
 
 use wattle_kernels::{DType, Device, Tensor};
-use wattle_router::{LoadAccumulator, Result, RouterConfig, RoutingStats, update_bias};
+use wattle_router::{LoadAccumulator, Result, RouterConfig, RoutingStats, Scoring, update_bias};
 
 use crate::autograd::{Phase, RoutedExperts, Tape, Var};
 use crate::model::config::MoeConfig;
@@ -76,11 +76,10 @@ impl MoeLayer {
     /// Out of memory.
     pub(super) fn new_state(&self) -> Result<RoutingState> {
         let num_experts = self.config.num_experts;
-        let bias = if self.config.bias_update_rate > 0.0 {
-            Some(Tensor::zeros(&[num_experts], DType::F32, Device::Cpu)?)
-        } else {
-            None
-        };
+        // Sigmoid scores may bring a bias from elsewhere, even when it is not to move any more.
+        let has_bias = self.config.bias_update_rate > 0.0 || self.config.scoring == Scoring::Sigmoid;
+        let bias =
+            if has_bias { Some(Tensor::zeros(&[num_experts], DType::F32, Device::Cpu)?) } else { None };
         Ok(RoutingState { bias, load: LoadAccumulator::new(num_experts), rate: self.config.bias_update_rate })
     }
 }

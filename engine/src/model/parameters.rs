@@ -14,6 +14,8 @@ pub struct ParamId(usize);
 pub enum Init {
     /// All ones: norm weights.
     Ones,
+    /// All zeros: biases.
+    Zeros,
     /// Normal with this standard deviation, cut at three of them.
     TruncatedNormal(f32),
 }
@@ -177,6 +179,7 @@ fn fill(weight: &mut Tensor, init: Init, rng: Philox) -> Result<()> {
     let values = weight.data_mut::<f32>()?;
     match init {
         Init::Ones => values.fill(1.0),
+        Init::Zeros => values.fill(0.0),
         Init::TruncatedNormal(std) => {
             values.par_chunks_mut(BLOCK).enumerate().for_each(|(block, values)| {
                 for (i, four) in values.chunks_mut(4).enumerate() {

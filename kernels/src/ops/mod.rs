@@ -2,6 +2,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod bias;
 pub(crate) mod check;
 pub mod cross_entropy;
 pub mod elementwise;

@@ -1,7 +1,8 @@
 //! Rotary position embedding (Su et al., arXiv:2104.09864), half-split as in GPT-NeoX and Hugging Face Llama.
 //!
 //! Shapes: x, y, dy, dx `[b, t, h, d]`; the pair (i, i + rotary_dim / 2) of each head turns by the angle
-//! position·theta^(-2i / rotary_dim); elements from rotary_dim on stay. The backward turns by the negative angle.
+//! position·theta^(-2i / rotary_dim), or by frequencies of the caller's own; elements from rotary_dim on stay. The
+//! backward turns by the negative angle.
 //! Napkin: 2·b·t·h·rotary_dim elements moved, 3 FLOPs each; memory-bound. Works in place when x is held once.
 
 use crate::cpu;
@@ -51,14 +52,25 @@ impl RopeTable {
         if !(theta > 0.0 && theta.is_finite()) {
             return refuse("theta", theta.to_string(), "a positive number");
         }
-        let shape = [max_positions, rotary_dim / 2];
+        let frequencies: Vec<f64> =
+            (0..rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rotary_dim as f64)).collect();
+        Self::from_frequencies(max_positions, &frequencies, 1.0)
+    }
+
+    /// The table of a model that stretches its positions: pair i turns by position·frequencies[i], and what turns is
+    /// multiplied by `amplitude` (1 but for YaRN).
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn from_frequencies(max_positions: usize, frequencies: &[f64], amplitude: f64) -> Result<Self> {
+        let shape = [max_positions, frequencies.len()];
         let mut cos = Tensor::scratch(&shape, DType::F32, Device::Cpu)?;
         let mut sin = Tensor::scratch(&shape, DType::F32, Device::Cpu)?;
         let values = cos.data_mut::<f32>()?.iter_mut().zip(sin.data_mut::<f32>()?);
         for (at, (cos, sin)) in values.enumerate() {
             let (position, i) = (at / shape[1], at % shape[1]);
-            let angle = position as f64 * theta.powf(-2.0 * i as f64 / rotary_dim as f64);
-            (*sin, *cos) = (angle.sin() as f32, angle.cos() as f32);
+            let angle = position as f64 * frequencies[i];
+            (*sin, *cos) = ((amplitude * angle.sin()) as f32, (amplitude * angle.cos()) as f32);
         }
         Ok(RopeTable { cos, sin })
     }
@@ -143,6 +155,19 @@ mod tests {
                 assert_close(&dx, &reference::rope::backward(&dy, shape, rotary_dim, THETA, start), rel);
             }
         }
+    }
+
+    #[test]
+    fn own_frequencies_and_an_amplitude_turn_and_stretch() {
+        let table = RopeTable::from_frequencies(4, &[0.5, 0.0], 2.0).unwrap();
+        // Position 3: the pair (0, 2) turns by 1.5, the pair (1, 3) by 0; both double.
+        let x = Tensor::from_slice(&[1.0f32, 5.0, 0.0, 7.0], &[1, 1, 1, 4]).unwrap();
+        let y = forward(x, &table, 3).unwrap();
+        let want = [2.0 * 1.5f64.cos(), 10.0, 2.0 * 1.5f64.sin(), 14.0];
+        assert_close(&y, &want, 1e-6);
+        // The transpose: ⟨y, dy⟩ = ⟨x, dx⟩.
+        let dx = backward(y.clone(), &table, 3).unwrap();
+        assert_close(&dx, &[4.0, 20.0, 0.0, 28.0], 1e-6);
     }
 
     #[test]
