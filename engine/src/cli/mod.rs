@@ -43,7 +43,7 @@ enum Command {
     /// Report the energy and carbon of one or many runs
     Report(report::Arguments),
     /// Measure training speed on random tokens
-    Bench(bench::Arguments),
+    Bench(Box<bench::Arguments>),
     /// Show routing, expert use, phases and loss of a run
     Inspect(inspect::Arguments),
     /// Say what works on this machine, what does not, and what to do
