@@ -56,16 +56,21 @@ pub struct Header {
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The newest checkpoint whose manifest is right; its tensors are not looked at. Nothing when there is none.
+/// The newest checkpoint whose manifest is right, and newer ones whose manifest is not; tensors are not looked at.
 ///
 /// # Errors
 /// When the directory cannot be listed.
-pub fn newest_header(checkpoints_dir: &Path) -> Result<Option<Header>> {
-    let directories = directory::list(checkpoints_dir)?;
-    Ok(directories.into_iter().find_map(|directory::StepDirectory { path, .. }| {
-        let manifest = Manifest::read(&path).ok()?;
-        Some(Header { path, progress: manifest.progress, extra: manifest.extra })
-    }))
+pub fn newest_header(checkpoints_dir: &Path) -> Result<(Option<Header>, Vec<Rejected>)> {
+    let mut rejected = Vec::new();
+    for directory::StepDirectory { path, .. } in directory::list(checkpoints_dir)? {
+        match Manifest::read(&path) {
+            Ok(Manifest { progress, extra, .. }) => {
+                return Ok((Some(Header { path, progress, extra }), rejected));
+            }
+            Err(reason) => rejected.push(Rejected { path, reason }),
+        }
+    }
+    Ok((None, rejected))
 }
 
 /// The newest checkpoint of which every byte is right.

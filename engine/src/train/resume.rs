@@ -139,7 +139,7 @@ fn unfinished(resolved: &Resolved) -> Result<Option<Start>, TrainError> {
     let wanted = config_text(resolved)?;
     for candidate in RunDirectory::candidates(&run.directory, &run.name) {
         if std::fs::read_to_string(candidate.config()).is_ok_and(|saved| saved == wanted) {
-            let Some(manifest) = checkpoint::newest_header(&candidate.checkpoints())? else { continue };
+            let (Some(manifest), _) = checkpoint::newest_header(&candidate.checkpoints())? else { continue };
             if manifest.progress.tokens >= run.max_tokens.get() {
                 continue;
             }
