@@ -119,14 +119,26 @@ impl Book {
 
     /// Ends the open window at `edge` and begins the next.
     pub(super) fn close(&mut self, kind: WindowKind, edge: Duration) -> WindowEnergy {
+        let window = self.in_progress(kind, edge);
         let start = std::mem::replace(&mut self.window_start, edge);
+        for track in &mut self.tracks {
+            if !self.states[track.source].is_blind_since(start, track.curve.lag()) {
+                track.curve.take_until(edge);
+            }
+        }
+        self.windows += 1;
+        window
+    }
+
+    /// The open window as it would be if it ended at `edge`.
+    pub(super) fn in_progress(&self, kind: WindowKind, edge: Duration) -> WindowEnergy {
+        let start = self.window_start;
         let duration = edge.saturating_sub(start);
         let mut error_bound: Option<Joules> = None;
         let mut domains = Vec::with_capacity(self.tracks.len());
-        for track in &mut self.tracks {
-            let (state, lag) = (&self.states[track.source], track.curve.lag());
-            // Without a reading inside the window its energy is unknown, not zero.
-            if state.failing && state.last_reading + lag <= start {
+        for track in &self.tracks {
+            let lag = track.curve.lag();
+            if self.states[track.source].is_blind_since(start, lag) {
                 continue;
             }
             if !lag.is_zero() {
@@ -142,13 +154,11 @@ impl Book {
                     Provenance::MeasuredCounter if short => Provenance::Interpolated,
                     provenance => provenance,
                 },
-                microjoules: track.curve.take_until(edge),
+                microjoules: track.curve.until(edge),
             });
         }
         let complete = self.states.iter().all(|state| !state.failing);
-        let seq = self.windows;
-        self.windows += 1;
-        WindowEnergy::new(seq, kind, duration.into(), error_bound, complete, domains)
+        WindowEnergy::new(self.windows, kind, duration.into(), error_bound, complete, domains)
     }
 
     /// The balance at `now`.
@@ -174,6 +184,13 @@ impl Book {
     fn gone_for(&self, now: Duration) -> Duration {
         let states = self.tracks.iter().map(|track| &self.states[track.source]);
         states.filter(|state| state.gone).map(|state| now.saturating_sub(state.last_reading)).sum()
+    }
+}
+
+impl SourceState {
+    /// Whether nothing was read in a window from `start` on: its energy is unknown, not zero.
+    fn is_blind_since(&self, start: Duration, lag: Duration) -> bool {
+        self.failing && self.last_reading + lag <= start
     }
 }
 

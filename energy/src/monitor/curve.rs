@@ -49,11 +49,16 @@ impl Curve {
 
     /// Gives a window that ends at `edge` all energy up to there that no window has had yet.
     pub(crate) fn take_until(&mut self, edge: Duration) -> MicroJoules {
+        let taken = self.until(edge);
+        self.given += taken.0;
+        taken
+    }
+
+    /// What a window that ended at `edge` would be given.
+    pub(crate) fn until(&self, edge: Duration) -> MicroJoules {
         let reached =
             if self.lag.is_zero() { self.newest().1 } else { self.at(edge.saturating_sub(self.lag)) };
-        let taken = reached.saturating_sub(self.given);
-        self.given += taken;
-        MicroJoules(taken)
+        MicroJoules(reached.saturating_sub(self.given))
     }
 
     /// How late its windows are.
