@@ -59,7 +59,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// Opens or creates the ledger at `path` and begins a segment of `run`. Segments that never ended are marked
-    /// crashed; windows of this run beyond the step it resumes from are marked superseded.
+    /// crashed; windows of this run that were not closed or lie beyond the step it resumes from are marked superseded.
     ///
     /// # Errors
     /// When the file cannot be written or is not a ledger.
