@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::directory;
 use super::error::{CheckpointError, Result};
 use super::manifest::{self, Manifest, Shard, TensorRecord};
-use super::safetensors::{Reader, dtype_name, hash_tensor};
+use super::safetensors::{Reader, hash_tensor};
 use super::state::Progress;
 use super::state::{NamedTensor, State};
 
@@ -150,7 +150,7 @@ fn read_shard(directory: &Path, shard: &Shard, records: &[TensorRecord]) -> Resu
     }
     for entry in &header.entries {
         let agrees = |record: &&TensorRecord| {
-            record.dtype == dtype_name(entry.dtype)
+            record.dtype == entry.stored.name()
                 && record.shape == entry.shape
                 && record.offset == header.data_start + entry.start
                 && record.bytes == entry.bytes

@@ -207,6 +207,7 @@ mod tests {
             [
                 "model.num_kv_heads",
                 "model.head_dim",
+                "model.vocab_size",
                 "model.ffn_size",
                 "model.rope_scaling",
                 "moe.capacity_factor",
