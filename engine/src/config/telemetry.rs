@@ -12,11 +12,13 @@ pub struct TelemetryConfig {
     /// Steps between two log lines when standard error is no terminal; on a terminal there is a progress bar
     /// instead.
     pub log_every_steps: usize,
+    /// Whether the run directory gets an event file for TensorBoard.
+    pub tensorboard: bool,
 }
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        TelemetryConfig { log_every_steps: 10 }
+        TelemetryConfig { log_every_steps: 10, tensorboard: true }
     }
 }
 

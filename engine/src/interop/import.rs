@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::checkpoint::{self, Progress, State};
-use crate::config::Config;
+use crate::config::{Config, TokenCount};
 use crate::data::config::TokenizerKind;
 use crate::files;
 use crate::interop::LoadedModel;
@@ -21,6 +21,8 @@ pub fn import(model: &LoadedModel, directory: &Path) -> Result<(), TrainError> {
     }
     let mut config: Config = model.config.clone();
     config.run.name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    // A configuration must have a budget and a text; the user's own take their place.
+    config.run.max_tokens = TokenCount::new(20_000_000);
     config.data.train = vec!["PATH/TO/YOUR/TEXT".to_owned()];
     config.data.sequence_length = model.max_positions;
     config.tokenizer.kind = TokenizerKind::File;

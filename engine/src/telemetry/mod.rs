@@ -5,8 +5,10 @@ pub mod format;
 mod message;
 mod metrics;
 mod progress;
+mod tensorboard;
 
 pub use account::{EnergyAccount, Priced};
 pub use message::message;
 pub use metrics::StepMetrics;
 pub use progress::Progress;
+pub use tensorboard::TensorBoard;

@@ -11,7 +11,7 @@ use crate::autograd::Phase;
 use crate::config::Resolved;
 use crate::data::evaluation_batches;
 use crate::files::JsonlWriter;
-use crate::telemetry::{EnergyAccount, Priced, Progress, StepMetrics, message};
+use crate::telemetry::{EnergyAccount, Priced, Progress, StepMetrics, TensorBoard, message};
 use crate::train::setup::Setup;
 use crate::train::signals::Signals;
 use crate::train::snapshot;
@@ -66,6 +66,7 @@ struct Session {
     setup: Setup,
     energy: EnergyAccount,
     metrics: JsonlWriter,
+    board: Option<TensorBoard>,
     progress: Progress,
     /// Seconds of training in earlier parts of the run.
     seconds_before: f64,
@@ -98,6 +99,10 @@ impl Session {
             priced.window.duration.0
         ));
         let metrics = JsonlWriter::open(&setup.run.metrics())?;
+        let board = match config.telemetry.tensorboard {
+            true => Some(TensorBoard::create(setup.run.path(), position.step)?),
+            false => None,
+        };
         let progress = Progress::start(
             position.tokens,
             config.run.max_tokens.get(),
@@ -112,6 +117,7 @@ impl Session {
             setup,
             energy,
             metrics,
+            board,
             progress,
             started: Instant::now(),
             nonfinite_in_a_row: 0,
@@ -182,6 +188,9 @@ impl Session {
         }
         self.metrics.write(&metrics)?;
         self.metrics.flush()?;
+        if let Some(board) = &mut self.board {
+            board.step(&metrics)?;
+        }
         self.progress.step(&metrics);
         self.last_step = Some(metrics);
         for alert in self.energy.alerts(&self.setup.monitor, step)? {
