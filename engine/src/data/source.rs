@@ -47,6 +47,7 @@ pub struct Documents {
     text_field: String,
     remaining_bytes: u64,
     summary: CorpusSummary,
+    /// Set after an error: what follows it is not looked at.
     failed: bool,
 }
 
@@ -107,6 +108,7 @@ impl Documents {
                 Some(Ok(document)) if document.text.is_empty() => self.summary.num_empty_documents += 1,
                 Some(Ok(document)) => return Ok(Some(self.count(document))),
                 Some(Err(Error::NotText { path, offset, found })) if !open.file.named => {
+                    self.reader = None;
                     self.summary.skipped.push(Skipped { path, reason: format!("byte {offset}: {found}") });
                 }
                 Some(Err(error)) => return Err(error),
