@@ -7,8 +7,6 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -23,6 +21,7 @@ use tokenizers::{AddedToken, ModelWrapper, TokenizerBuilder};
 
 use super::config::{DataConfig, TokenizerConfig, TokenizerKind};
 use super::error::{Error, Result};
+use crate::files;
 
 pub use stream::StreamDecoder;
 
@@ -190,17 +189,11 @@ impl Tokenizer {
 
     /// Writes the tokenizer.json, whole or not at all.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let json = self.to_json()?;
-        let temporary = path.with_extension("json.tmp");
-        let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(json.as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, path)?;
-            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-        };
-        write().map_err(|source| Error::Io { action: "write", path: path.to_owned(), source })
+        files::write_atomically(path, self.to_json()?.as_bytes()).map_err(|error| Error::Io {
+            action: "write",
+            path: error.path,
+            source: error.source,
+        })
     }
 
     fn from_model(mut model: tokenizers::Tokenizer, what: &str) -> Result<Self> {
