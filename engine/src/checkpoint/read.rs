@@ -195,6 +195,10 @@ fn check_manifest(directory: &Path, manifest: &Manifest) -> Result<()> {
     if let Some(step) = directory::step_of(directory).filter(|&step| step != manifest.progress.step) {
         return fault(format!("it is of step {}, its directory of step {step}", manifest.progress.step));
     }
+    let Progress { step, nonfinite_steps, .. } = manifest.progress;
+    if nonfinite_steps > step {
+        return fault(format!("it counts {nonfinite_steps} skipped steps among {step}"));
+    }
     if blake3::hash(manifest.config_toml.as_bytes()).to_hex().as_str() != manifest.config_blake3 {
         return fault("config_toml does not match config_blake3".to_owned());
     }

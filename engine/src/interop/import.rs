@@ -16,7 +16,7 @@ use crate::train::{RunDirectory, TrainError, model_tensors};
 pub fn import(model: &LoadedModel, directory: &Path) -> Result<(), TrainError> {
     let run =
         RunDirectory::take(directory)?.ok_or_else(|| TrainError::RunBusy { path: directory.to_owned() })?;
-    if run.config().exists() {
+    if run.is_in_use() {
         return Err(TrainError::RunExists { path: directory.to_owned() });
     }
     let mut config: Config = model.config.clone();
