@@ -108,7 +108,9 @@ impl Provider for ElectricityMaps {
 
     fn recent(&mut self, now: Moment) -> Result<Answer, Failure> {
         let reply = self.get("latest", &[], now.wall)?;
-        let latest = reply.latest.ok_or_else(|| self.client.garbled("answered without \"datetime\""))?;
+        let latest = reply
+            .latest
+            .ok_or_else(|| self.client.garbled("answered without \"carbonIntensity\" and \"datetime\""))?;
         let hour = latest.datetime.clone();
         let mut answer = Answer::default();
         if self.has_history {
@@ -244,7 +246,10 @@ mod tests {
         let failure = failure([Reply::json(&other)]);
         assert_eq!(failure.kind, FailureKind::Unusable);
         let message = failure.to_string();
-        assert!(message.starts_with("Electricity Maps, zone DE: ") && message.contains("\"FR\""), "{message}");
+        assert!(
+            message.starts_with("Electricity Maps, zone DE: ") && message.contains("\"FR\""),
+            "{message}"
+        );
     }
 
     #[test]

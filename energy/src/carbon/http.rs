@@ -28,6 +28,8 @@ pub(super) struct Client {
     on_refusal: &'static str,
     /// What must not be repeated even when a server does.
     secrets: Vec<String>,
+    /// Such a secret that changes with time.
+    session: Option<String>,
 }
 
 impl Client {
@@ -43,14 +45,17 @@ impl Client {
         // What runs on this machine is not reached through a proxy.
         let config = if is_local(base) { config.proxy(None) } else { config };
         let base = base.trim_end_matches('/').to_owned();
-        Client { agent: config.build().into(), whom, base, on_refusal, secrets: Vec::new() }
+        Client { agent: config.build().into(), whom, base, on_refusal, secrets: Vec::new(), session: None }
     }
 
-    /// Keeps a secret out of all messages from now on.
+    /// Keeps a secret out of all messages.
     pub(super) fn hide(&mut self, secret: &str) {
-        if !self.secrets.iter().any(|known| known == secret) {
-            self.secrets.push(secret.into());
-        }
+        self.secrets.push(secret.into());
+    }
+
+    /// Keeps the token of a session out of all messages, in place of the one before.
+    pub(super) fn hide_session(&mut self, token: &str) {
+        self.session = Some(token.into());
     }
 
     /// Asks for `path` and reads the answer as JSON.
@@ -103,7 +108,8 @@ impl Client {
             }
             other => format!("could not be reached: {other}"),
         };
-        let remedy = "it is asked again later; check the network, the proxy variables and carbon.providers.url";
+        let remedy =
+            "it is asked again later; check the network, the proxy variables and carbon.providers.url";
         Failure::new(&self.whom, FailureKind::Passing, self.without_secrets(&message), remedy)
     }
 
@@ -131,7 +137,8 @@ impl Client {
     }
 
     fn without_secrets(&self, text: &str) -> String {
-        self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
+        let secrets = self.secrets.iter().chain(&self.session);
+        secrets.fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
     }
 }
 
@@ -177,16 +184,21 @@ mod tests {
     use super::super::replay_server::{Reply, Server};
     use super::*;
 
-    fn ask(reply: Reply) -> Result<serde_json::Value, Failure> {
+    const PATIENT: Duration = Duration::from_secs(60);
+
+    fn ask(reply: Reply, timeout: Duration) -> Result<serde_json::Value, Failure> {
         let server = Server::start([reply]);
-        let timeout = Duration::from_millis(300);
         let mut client = Client::new("Grid, zone X".into(), &server.url, "look at the token", timeout);
         client.hide("s3cret");
         client.get("/path", &[("zone", "X Y&Z")], Some(("auth-token", "s3cret")), Timestamp::UNIX_EPOCH)
     }
 
     fn check(reply: Reply, kind: FailureKind, parts: &[&str]) {
-        let failure = ask(reply).unwrap_err();
+        check_within(PATIENT, reply, kind, parts);
+    }
+
+    fn check_within(timeout: Duration, reply: Reply, kind: FailureKind, parts: &[&str]) {
+        let failure = ask(reply, timeout).unwrap_err();
         assert_eq!(failure.kind, kind, "{failure}");
         let message = failure.to_string();
         assert!(message.starts_with("Grid, zone X: ") && !message.contains("s3cret"), "{message}");
@@ -198,7 +210,7 @@ mod tests {
     #[test]
     fn an_answer_is_read_and_the_query_is_escaped() {
         let server = Server::start([Reply::json(r#"{"a":1}"#)]);
-        let client = Client::new("Grid".into(), &format!("{}/", server.url), "", Duration::from_secs(30));
+        let client = Client::new("Grid".into(), &format!("{}/", server.url), "", PATIENT);
         let query = [("zone", "X Y&Z")];
         let answer: serde_json::Value =
             client.get("/path", &query, Some(("auth-token", "t")), Timestamp::UNIX_EPOCH).unwrap();
@@ -237,15 +249,20 @@ mod tests {
     fn what_is_no_answer_is_a_passing_failure() {
         check(Reply::json("<html>s3cret"), FailureKind::Passing, &["cannot be understood", "line 1"]);
         check(Reply::json(" "), FailureKind::Passing, &["with nothing"]);
-        check(Reply::silent(), FailureKind::Passing, &["in time"]);
+        let soon = Duration::from_millis(100);
+        check_within(soon, Reply::silent(), FailureKind::Passing, &["in time"]);
         check(Reply::cut(), FailureKind::Passing, &["could not be reached"]);
-        check(Reply::json(&" ".repeat(ANSWER_LIMIT_BYTES as usize + 1)), FailureKind::Passing, &["more than"]);
+        check(
+            Reply::json(&" ".repeat(ANSWER_LIMIT_BYTES as usize + 1)),
+            FailureKind::Passing,
+            &["more than"],
+        );
     }
 
     #[test]
     fn a_server_that_is_not_there_is_a_passing_failure() {
         let url = Server::start([]).url.clone();
-        let client = Client::new("Grid, zone X".into(), &url, "", Duration::from_secs(30));
+        let client = Client::new("Grid, zone X".into(), &url, "", PATIENT);
         let failure = client.get::<serde_json::Value>("/", &[], None, Timestamp::UNIX_EPOCH).unwrap_err();
         assert_eq!(failure.kind, FailureKind::Passing);
     }

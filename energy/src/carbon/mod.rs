@@ -1,15 +1,32 @@
 //! From joules to grams of CO2-equivalent: the carbon intensity of electricity by place and year.
 
+mod cache;
+mod electricity_maps;
+mod feed;
+mod file;
 mod grid;
+mod http;
+mod provider;
+#[cfg(test)]
+mod replay_server;
+mod source;
+mod uk;
+mod watttime;
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::config::{CarbonConfig, ProviderConfig};
 use crate::error::{Error, Result};
 use crate::units::GramsPerKilowattHour;
+
+pub use feed::CarbonFeed;
+use provider::{Moment, Provider, TIMEOUT, environment};
+pub(crate) use uk::Area as UkArea;
 
 /// Whom the built-in figures are owed to, to be shown wherever they are used.
 pub const CREDIT: &str = "Ember; Energy Institute; Our World in Data, CC BY 4.0";
@@ -42,6 +59,18 @@ pub struct Period {
     pub from: Timestamp,
     /// Its end.
     pub until: Timestamp,
+}
+
+impl Period {
+    /// Whether a moment is part of it.
+    pub fn contains(self, at: Timestamp) -> bool {
+        (self.from..self.until).contains(&at)
+    }
+
+    /// Whether the two have a moment in common.
+    pub fn overlaps(self, other: Period) -> bool {
+        self.from < other.until && other.from < self.until
+    }
 }
 
 /// Whose emissions are counted: the two must never be summed.
@@ -136,6 +165,54 @@ pub fn lookup_year(location: &str, year: u16) -> Result<GridIntensity> {
         period: None,
         estimated: false,
     })
+}
+
+/// The intensities of the past, in order of time, to complete a ledger afterwards: measured values in place of
+/// estimates, and values for hours in which the provider did not answer. Touches the network, unless the provider is a
+/// file.
+///
+/// # Errors
+/// When the provider cannot be asked (a token is missing), cannot be reached, or answers with anything but values.
+pub fn fetch(config: &ProviderConfig, from: Timestamp, until: Timestamp) -> Result<Vec<GridIntensity>> {
+    let span = Period { from, until };
+    let now = Moment { monotonic: Duration::ZERO, wall: Timestamp::now() };
+    let mut provider = provider::open(config, "carbon.providers", &environment, TIMEOUT)?;
+    fetch_from(provider.as_mut(), span, now)
+}
+
+fn fetch_from(provider: &mut dyn Provider, span: Period, now: Moment) -> Result<Vec<GridIntensity>> {
+    if span.from >= span.until {
+        let message = format!("is {} to {}, expected a start before its end", span.from, span.until);
+        return Err(Error::Setting { key: "carbon.providers: the time asked for".into(), message });
+    }
+    let mut values = provider.history(span, now)?;
+    values.retain(|value| value.period.is_some_and(|period| period.overlaps(span)));
+    values.sort_by_key(|value| value.period.map(|period| (period.from, period.until)));
+    values.dedup_by_key(|value| value.period);
+    Ok(values)
+}
+
+/// What is known of a configured provider without asking it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProviderFinding {
+    /// `electricity_maps`, `watttime`, `uk_carbon_intensity`, `file`.
+    pub provider: &'static str,
+    /// True when it can be asked: its settings fit, its token or file is there.
+    pub available: bool,
+    /// What it would be asked for, or what is missing and what to do.
+    pub detail: String,
+}
+
+/// Tells of each configured provider whether it can be asked. Nothing leaves the machine.
+pub fn check(config: &CarbonConfig) -> Vec<ProviderFinding> {
+    let finding = |(index, config): (usize, &ProviderConfig)| {
+        let key = format!("carbon.providers[{index}]");
+        let opened = provider::open(config, &key, &environment, TIMEOUT);
+        let available = opened.is_ok();
+        let detail = opened.map_or_else(|error| error.to_string(), |provider| provider.whom().to_owned());
+        ProviderFinding { provider: config.kind.as_str(), available, detail }
+    };
+    config.providers.iter().enumerate().map(finding).collect()
 }
 
 /// The three places whose code or name looks most like what was asked for.

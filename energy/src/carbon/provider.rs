@@ -6,11 +6,11 @@ use jiff::Timestamp;
 
 use super::electricity_maps::ElectricityMaps;
 use super::file::FileProvider;
-use super::uk::UkCarbonIntensity;
+use super::uk::{Area, UkCarbonIntensity};
 use super::watttime::WattTime;
 use super::{Accounting, Basis, GridIntensity, Period};
 use crate::config::{ProviderConfig, ProviderKind};
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::units::GramsPerKilowattHour;
 
 /// Longest wait for a whole answer.
@@ -115,7 +115,7 @@ pub(super) fn open(
     key: &str,
     environment: Environment,
     timeout: Duration,
-) -> Result<Box<dyn Provider>> {
+) -> Result<Box<dyn Provider>, Error> {
     let mut problems = Vec::new();
     config.validate(key, &mut problems);
     if let Some(problem) = problems.into_iter().next() {
@@ -132,10 +132,11 @@ pub(super) fn open(
         ProviderKind::Watttime => {
             let user = secret("WATTTIME_USER", environment).map_err(unset)?;
             let password = secret("WATTTIME_PASSWORD", environment).map_err(unset)?;
-            Box::new(WattTime::new(zone, url, &user, password, timeout))
+            Box::new(WattTime::new(zone, url, &user, &password, timeout))
         }
         ProviderKind::UkCarbonIntensity => {
-            Box::new(UkCarbonIntensity::new(config.zone.as_deref(), url, timeout).map_err(unset)?)
+            let area = Area::parse(config.zone.as_deref()).map_err(unset)?;
+            Box::new(UkCarbonIntensity::new(area, url, timeout))
         }
         ProviderKind::File => {
             let path = config.path.clone().unwrap_or_default();
@@ -180,8 +181,7 @@ impl Value<'_> {
     pub(super) fn check(self, whom: &str) -> Result<GridIntensity, Failure> {
         let grams = self.grams_per_kwh;
         if !plausible(grams) {
-            let message =
-                format!("gave {grams} g/kWh for {}, where 0 to 5000 is possible", self.period.from);
+            let message = format!("gave {grams} g/kWh for {}, where 0 to 5000 is possible", self.period.from);
             return Err(Failure::garbled(whom, message));
         }
         Ok(GridIntensity {
@@ -223,13 +223,7 @@ mod tests {
     use super::*;
 
     fn config(kind: ProviderKind) -> ProviderConfig {
-        ProviderConfig {
-            kind,
-            zone: Some("DE".into()),
-            url: None,
-            path: None,
-            stale_after_minutes: 120,
-        }
+        ProviderConfig { kind, zone: Some("DE".into()), url: None, path: None, stale_after_minutes: 120 }
     }
 
     fn refusal(config: &ProviderConfig, environment: Environment) -> String {

@@ -127,7 +127,8 @@ fn answer(
         return Some(reader.into_inner());
     }
     let length = reply.body.len() + usize::from(reply.manner == Manner::Cut);
-    let mut text = format!("HTTP/1.1 {} Scripted\r\nContent-Length: {length}\r\nConnection: close\r\n", reply.status);
+    let mut text =
+        format!("HTTP/1.1 {} Scripted\r\nContent-Length: {length}\r\nConnection: close\r\n", reply.status);
     for line in &reply.headers {
         text.push_str(line);
         text.push_str("\r\n");

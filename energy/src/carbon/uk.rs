@@ -356,9 +356,7 @@ mod tests {
             for pair in periods.windows(2) {
                 assert_eq!(pair[0].until, pair[1].from, "{day}");
             }
-            assert!(
-                periods.iter().all(|period| period.until.duration_since(period.from).as_secs() == 1800)
-            );
+            assert!(periods.iter().all(|period| period.until.duration_since(period.from).as_secs() == 1800));
         }
     }
 

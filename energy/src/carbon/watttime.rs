@@ -46,7 +46,13 @@ struct Token {
 }
 
 impl WattTime {
-    pub(super) fn new(region: &str, url: Option<&str>, user: &str, password: &str, timeout: Duration) -> Self {
+    pub(super) fn new(
+        region: &str,
+        url: Option<&str>,
+        user: &str,
+        password: &str,
+        timeout: Duration,
+    ) -> Self {
         let whom = format!("WattTime, region {region}");
         let mut client = Client::new(whom, url.unwrap_or(BASE), ON_REFUSAL, timeout);
         let login = BASE64.encode(format!("{user}:{password}"));
@@ -81,7 +87,7 @@ impl WattTime {
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(self.client.garbled("answered /login with a token that no header can carry"));
         }
-        self.client.hide(&text);
+        self.client.hide_session(&text);
         Ok(Token { text, since: now.monotonic })
     }
 
@@ -226,9 +232,7 @@ mod tests {
     fn body(points: &[(&str, &str)]) -> String {
         let points: Vec<String> = points
             .iter()
-            .map(|(time, value)| {
-                format!(r#"{{"point_time":"2022-07-15T{time}:00+00:00","value":{value}}}"#)
-            })
+            .map(|(time, value)| format!(r#"{{"point_time":"2022-07-15T{time}:00+00:00","value":{value}}}"#))
             .collect();
         format!(
             r#"{{"data":[{}],"meta":{{"data_point_period_seconds":300,"region":"CAISO_NORTH","warnings":[{{"type":"t","message":"m"}}],
@@ -287,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_refused_token_is_renewed_once_and_no_more() {
-        let refused = || Reply::status(401, r#"{"error":"jwt t1 expired"}"#);
+        let refused = || Reply::status(401, r#"{"error":"jwt t3 expired"}"#);
         let now = || data(&[("12:00", "1"), ("12:05", "2")]);
         let server = Server::start([login("t1"), now(), refused(), login("t2"), now()]);
         let mut provider = provider(&server);
@@ -325,7 +329,7 @@ mod tests {
             ("2022-07-15T12:00:00+00:00", "noon", "\"noon\""),
             ("\"value\":1", "\"value\":99999", "g/kWh"),
         ] {
-            let server = Server::start([login("t"), Reply::json(&good.replacen(from, to, 1))]);
+            let server = Server::start([login("tok-1"), Reply::json(&good.replacen(from, to, 1))]);
             let message = provider(&server).recent(at(0)).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         }
@@ -333,7 +337,7 @@ mod tests {
 
     #[test]
     fn months_are_asked_one_after_the_other() {
-        let server = Server::start([login("t"), data(&[("12:00", "1")]), data(&[("12:05", "1")])]);
+        let server = Server::start([login("tok-1"), data(&[("12:00", "1")]), data(&[("12:05", "1")])]);
         let from = "2022-06-01T00:00:00Z".parse().unwrap();
         let values = provider(&server).history(Period { from, until: at(0).wall }, at(0)).unwrap();
         assert_eq!(values.len(), 2);
