@@ -395,4 +395,20 @@ mod tests {
         let span = Period { from, until: "2026-01-01T02:00:00Z".parse().unwrap() };
         assert_eq!(provider.history(span, at("2026-06-01T00:00:00Z")).unwrap().len(), 1);
     }
+
+    proptest::proptest! {
+        /// Files that are nearly right, with anything in place of a few characters.
+        #[test]
+        fn no_file_makes_it_panic(at in 0usize..200, anything in "\\PC{0,8}", json: bool) {
+            let good = match json {
+                true => r#"[{"from":"2026-01-01T01:00Z","until":"2026-01-01T02:00Z","grams_per_kwh":20}]"#,
+                false => CSV,
+            };
+            let at = at % good.len();
+            let text = format!("{}{anything}{}", &good[..at], &good[(at + 3).min(good.len())..]);
+            if let Err(message) = open(&text) {
+                proptest::prop_assert!(message.contains("grid.csv"), "{message}");
+            }
+        }
+    }
 }

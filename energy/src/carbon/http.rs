@@ -260,6 +260,15 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_does_not_speak_tls_is_a_passing_failure() {
+        let server = Server::start([Reply::json("{}")]);
+        let url = server.url.replace("http://", "https://");
+        let client = Client::new("Grid, zone X".into(), &url, "", Duration::from_millis(500));
+        let failure = client.get::<serde_json::Value>("/", &[], None, Timestamp::UNIX_EPOCH).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::Passing, "{failure}");
+    }
+
+    #[test]
     fn a_server_that_is_not_there_is_a_passing_failure() {
         let url = Server::start([]).url.clone();
         let client = Client::new("Grid, zone X".into(), &url, "", PATIENT);

@@ -272,6 +272,92 @@ mod tests {
         }
     }
 
+    fn file(path: std::path::PathBuf) -> ProviderConfig {
+        let (kind, zone, url) = (crate::config::ProviderKind::File, None, None);
+        ProviderConfig { kind, zone, url, path: Some(path), stale_after_minutes: 120 }
+    }
+
+    #[test]
+    fn the_past_is_fetched_in_order_and_within_what_was_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("grid.csv");
+        let rows = "2026-01-01T02:00Z,2026-01-01T03:00Z,3\n2026-01-01T00:00Z,2026-01-01T01:00Z,1\n\
+                    2026-01-01T01:00Z,2026-01-01T02:00Z,2\n";
+        std::fs::write(&path, format!("from,until,grams_per_kwh\n{rows}")).unwrap();
+        let at = |minute: &str| format!("2026-01-01T{minute}:00Z").parse().unwrap();
+        let fetched = |from: &str, until: &str| {
+            fetch(&file(path.clone()), at(from), at(until))
+                .map(|values| values.iter().map(|value| value.grams_per_kwh.0).collect::<Vec<_>>())
+        };
+        assert_eq!(fetched("00:30", "02:00"), Ok(vec![1.0, 2.0]));
+        assert_eq!(fetched("00:00", "09:00"), Ok(vec![1.0, 2.0, 3.0]));
+        assert_eq!(fetched("05:00", "09:00"), Ok(vec![]));
+        let message = fetched("02:00", "02:00").unwrap_err().to_string();
+        assert!(message.contains("a start before its end"), "{message}");
+    }
+
+    #[test]
+    fn ranges_that_overlap_are_told_once_and_a_refusal_is_an_error() {
+        use replay_server::{Reply, Server};
+        let half = |from: &str, to: &str, actual: u32| {
+            format!(r#"{{"from":"2018-01-{from}Z","to":"2018-01-{to}Z","intensity":{{"actual":{actual}}}}}"#)
+        };
+        let (early, late) = (half("13T23:30", "14T00:00", 1), half("14T00:00", "14T00:30", 2));
+        let server = Server::start([
+            Reply::json(&format!(r#"{{"data":[{early},{late}]}}"#)),
+            Reply::json(&format!(r#"{{"data":[{late}]}}"#)),
+            Reply::status(
+                400,
+                r#"{"error":{"code":"400 Bad Request","message":"Please enter a valid date"}}"#,
+            ),
+        ]);
+        let url = Some(server.url.as_str());
+        let mut uk = uk::UkCarbonIntensity::new(UkArea::Country, url, TIMEOUT);
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let span = Period { from: at("2018-01-01T00:00Z"), until: at("2018-01-20T00:00Z") };
+        let now = Moment { monotonic: Duration::ZERO, wall: span.until };
+        let values = fetch_from(&mut uk, span, now).unwrap();
+        assert_eq!(values.iter().map(|value| value.grams_per_kwh.0).collect::<Vec<_>>(), [1.0, 2.0]);
+        let message = fetch_from(&mut uk, span, now).unwrap_err().to_string();
+        assert!(message.starts_with("UK Carbon Intensity, zone GB: ") && message.contains("valid date"));
+    }
+
+    /// Every configuration and file that the documentation shows.
+    #[test]
+    fn what_the_documentation_shows_can_be_used() {
+        #[derive(Deserialize)]
+        struct Shown {
+            carbon: CarbonConfig,
+        }
+        let text = include_str!("../../../docs/carbon.md");
+        let blocks = |kind: &'static str| {
+            text.split("\n```").filter_map(move |block| block.strip_prefix(kind)).collect::<Vec<_>>()
+        };
+        let configurations = blocks("toml\n");
+        assert_eq!(configurations.len(), 5);
+        for block in configurations {
+            let shown: Shown = toml::from_str(block).unwrap();
+            assert!(!shown.carbon.providers.is_empty());
+            assert_eq!(shown.carbon.validate(), [], "{block}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("grid.csv");
+        std::fs::write(&path, blocks("csv\n")[0]).unwrap();
+        let all = [Timestamp::MIN, Timestamp::MAX];
+        assert_eq!(fetch(&file(path), all[0], all[1]).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_check_tells_of_each_provider_whether_it_can_be_asked() {
+        let uk = serde_json::from_str(r#"{"kind":"uk_carbon_intensity","zone":"13"}"#).unwrap();
+        let providers = vec![uk, file("/no/such/grid.csv".into())];
+        let findings = super::check(&CarbonConfig { providers, ..CarbonConfig::default() });
+        let told: Vec<_> = findings.iter().map(|finding| (finding.provider, finding.available)).collect();
+        assert_eq!(told, [("uk_carbon_intensity", true), ("file", false)]);
+        assert_eq!(findings[0].detail, "UK Carbon Intensity, zone GB-13");
+        assert!(findings[1].detail.starts_with("/no/such/grid.csv: cannot be read"));
+    }
+
     #[test]
     fn every_row_is_plausible_and_named_once() {
         let mut codes: Vec<&str> = grid::TABLE.iter().map(|row| row.code).collect();

@@ -111,10 +111,12 @@ impl Source {
         let mut news = News::default();
         // A clock that was ahead at the start must not hide what comes after it was set right.
         self.since = self.since.min(now.wall);
-        if now.monotonic >= self.due && !self.take_from_cache(now, &mut news) {
-            self.ask(now, &mut news);
+        if now.monotonic >= self.due {
+            if !self.take_from_cache(now, &mut news) {
+                self.ask(now, &mut news);
+            }
+            self.hold(now, &mut news);
         }
-        self.hold(now, &mut news);
         self.notice_stale(now, &mut news);
         news
     }
