@@ -15,7 +15,7 @@ use super::provider::{Failure, FailureKind, LOOK_BACK, Moment, Provider};
 use super::{GridIntensity, Period};
 use crate::ledger::Role;
 
-/// Two requests are never closer than this.
+/// A provider is never asked twice within this time.
 const MIN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// When the value of the present is late.

@@ -210,11 +210,15 @@ fn beyond_the_stale_limit_nothing_holds_until_a_value_comes() {
         stale,
         ["Grid has given no value for 120 minutes; energy is priced with the figure of carbon.location"]
     );
-    provider.then(&[value(15, 70.0, false)]);
-    let back = look_from(&mut source, 201..=228);
-    assert_eq!(back.values, [value(15, 70.0, false)]);
+    // When it is asked next is left to chance, so this value is of a longer time.
+    let from = start().wall + 3 * HOUR;
+    let period = Some(Period { from, until: from + 3 * HOUR });
+    let new = GridIntensity { period, ..value(15, 70.0, false) };
+    provider.then(std::slice::from_ref(&new));
+    let back = look_from(&mut source, 201..=260);
+    assert_eq!(back.values, [new]);
     assert_eq!(back.alerts, ["Grid answers again", "Grid gives values again"]);
-    assert!(source.holds_until() > after(228).monotonic);
+    assert!(source.holds_until() > after(260).monotonic);
 }
 
 #[test]
