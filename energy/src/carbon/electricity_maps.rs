@@ -113,30 +113,32 @@ impl Provider for ElectricityMaps {
             .ok_or_else(|| self.client.garbled("answered without \"carbonIntensity\" and \"datetime\""))?;
         let hour = latest.datetime.clone();
         let mut answer = Answer::default();
-        if self.has_history {
-            match self.last_day(now.wall) {
-                Ok(hours) => answer.values = hours,
-                Err(Failure { kind: FailureKind::Unauthorised | FailureKind::Unusable, message, .. }) => {
-                    self.has_history = false;
+        match self.has_history.then(|| self.last_day(now.wall)) {
+            Some(Ok(hours)) => answer.values = hours,
+            Some(Err(failure)) => match failure.kind {
+                FailureKind::Unauthorised | FailureKind::Unusable => {
                     answer.note = Some(format!(
-                        "{} for carbon-intensity/history: {message}; estimates of this run are not corrected as it goes on",
-                        self.client.whom
+                        "{} for carbon-intensity/history: {}; estimates of this run are not corrected as it goes on",
+                        failure.whom, failure.message
                     ));
                 }
+                FailureKind::Busy(wait) => answer.busy = Some(wait),
                 // The next request asks for the same day again.
-                Err(_) => {}
-            }
+                FailureKind::Passing => {}
+            },
+            None => {}
         }
         answer.values.extend(self.value(latest)?);
-        match answer.values.is_empty() {
-            false => Ok(answer),
-            true => Err(Failure::new(
+        if answer.values.is_empty() {
+            return Err(Failure::new(
                 &self.client.whom,
                 FailureKind::Passing,
                 format!("has no value for {hour}: carbonIntensity is null"),
                 "it is asked again later",
-            )),
+            ));
         }
+        self.has_history &= answer.note.is_none();
+        Ok(answer)
     }
 
     fn history(&mut self, span: Period, now: Moment) -> Result<Vec<GridIntensity>, Failure> {
@@ -272,6 +274,18 @@ mod tests {
         assert!(note.contains("no access") && note.contains("not corrected"), "{note}");
         assert_eq!(provider.recent(now()).unwrap().note, None);
         assert_eq!(server.asked().len(), 3);
+    }
+
+    #[test]
+    fn the_latest_hour_counts_when_the_history_is_busy_or_down() {
+        let busy = Reply::status(429, "").header("Retry-After: 900");
+        let server = Server::start([Reply::json(&hour("01", "322", true)), busy]);
+        let answer = provider(&server).recent(now()).unwrap();
+        assert_eq!((answer.values.len(), answer.busy), (1, Some(Duration::from_secs(900))));
+        let server = Server::start([Reply::json(&hour("01", "322", true)), Reply::status(500, "")]);
+        let mut provider = provider(&server);
+        assert_eq!(provider.recent(now()).unwrap().values.len(), 1);
+        assert!(provider.has_history);
     }
 
     #[test]

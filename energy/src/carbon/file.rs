@@ -158,7 +158,7 @@ impl Provider for FileProvider {
             value.period.is_some_and(|period| period.until > day_ago && period.from <= now.wall)
         });
         match values.is_empty() {
-            false => Ok(Answer { values, note: None }),
+            false => Ok(Answer { values, ..Answer::default() }),
             true => Err(Failure::new(
                 &self.whom,
                 FailureKind::Passing,

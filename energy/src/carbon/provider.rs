@@ -51,6 +51,8 @@ pub(super) struct Answer {
     pub(super) values: Vec<GridIntensity>,
     /// What a person should hear once: the provider says it once.
     pub(super) note: Option<String>,
+    /// How long it wants to be left alone, when it says so.
+    pub(super) busy: Option<Duration>,
 }
 
 /// Why a provider gave nothing.
@@ -87,7 +89,8 @@ impl Failure {
 
     /// An answer that is not what the provider's documentation says.
     pub(super) fn garbled(whom: &str, message: impl Into<String>) -> Self {
-        let remedy = "it is asked again later; if it lasts, check carbon.providers.url or tell us";
+        let remedy =
+            "it is asked again later; if it lasts, check carbon.providers.url, or report it as a bug";
         Failure::new(whom, FailureKind::Passing, message, remedy)
     }
 }

@@ -52,8 +52,6 @@ pub(super) struct Source {
     is_stale: bool,
     /// The end of the value that is being held.
     held: Option<Timestamp>,
-    /// When this process asked last, so that its own trace in the cache is told from that of others.
-    asked_at: Option<Timestamp>,
     cache_failed: bool,
 }
 
@@ -86,7 +84,6 @@ impl Source {
             holds_until: now.monotonic + stale_after,
             is_stale: false,
             held: None,
-            asked_at: None,
             cache_failed: false,
         }
     }
@@ -126,11 +123,10 @@ impl Source {
         let Some(cached) = self.cache.as_ref().and_then(Cache::load) else { return false };
         let of_present = |value: &GridIntensity| value.period.is_some_and(|period| period.contains(now.wall));
         let has_present = cached.values.iter().any(of_present);
-        let own = self.asked_at == Some(cached.asked_at);
         // A trace from the future is from before the wall clock was set back.
         let is_sane = cached.asked_at <= now.wall;
         self.enter(cached.values, now, news);
-        if own || !is_sane {
+        if !is_sane {
             return false;
         }
         if has_present {
@@ -144,12 +140,14 @@ impl Source {
     }
 
     fn ask(&mut self, now: Moment, news: &mut News) {
-        let (wait, values) = match self.provider.recent(now) {
+        match self.provider.recent(now) {
             Ok(answer) => {
                 self.recover(news);
                 news.alerts.extend(answer.note);
                 self.enter(answer.values.clone(), now, news);
-                (self.wait_for_next(now), answer.values)
+                let rest = answer.busy.unwrap_or_default().clamp(MIN_INTERVAL, MAX_BUSY);
+                self.due = now.monotonic + self.wait_for_next(now).max(rest);
+                self.store(now, rest, answer.values, news);
             }
             Err(failure) => {
                 if self.num_failures == 0 {
@@ -158,16 +156,12 @@ impl Source {
                 self.num_failures = self.num_failures.saturating_add(1);
                 let wait = wait_after(&failure, self.num_failures);
                 self.due = now.monotonic + wait;
-                if matches!(failure.kind, FailureKind::Unauthorised | FailureKind::Unusable) {
-                    // Nothing for the cache: whoever mends it and starts again must not have to wait.
-                    return;
+                // Whoever mends what only a person can mend, and starts again, must not have to wait.
+                if !matches!(failure.kind, FailureKind::Unauthorised | FailureKind::Unusable) {
+                    self.store(now, wait, Vec::new(), news);
                 }
-                (wait, Vec::new())
             }
-        };
-        self.due = now.monotonic + wait;
-        let min_wait = if self.num_failures > 0 { wait } else { MIN_INTERVAL };
-        self.store(now, min_wait, values, news);
+        }
     }
 
     /// Ends a stretch of failures.
@@ -252,11 +246,11 @@ impl Source {
         self.is_stale = is_stale;
     }
 
+    /// Keeps the values on disk, and when the provider may be asked again.
     fn store(&mut self, now: Moment, min_wait: Duration, values: Vec<GridIntensity>, news: &mut News) {
         let Some(cache) = &self.cache else { return };
         let asked_at = now.wall;
         let not_before = asked_at.checked_add(min_wait).unwrap_or(asked_at);
-        self.asked_at = Some(asked_at);
         if let Err(error) = cache.store(Cached { asked_at, not_before, values })
             && !self.cache_failed
         {

@@ -154,7 +154,7 @@ impl Provider for UkCarbonIntensity {
         let mut values = self.ask(Period { from, until }, now.wall)?;
         values.retain(|value| value.period.is_some_and(|period| period.from <= now.wall));
         match values.is_empty() {
-            false => Ok(Answer { values, note: None }),
+            false => Ok(Answer { values, ..Answer::default() }),
             true => Err(self.client.garbled("answered without any value of the last day")),
         }
     }

@@ -168,7 +168,7 @@ impl Provider for WattTime {
             values.extend(self.values(reply, true)?.into_iter().find(present));
         }
         match values.is_empty() {
-            false => Ok(Answer { values, note: None }),
+            false => Ok(Answer { values, ..Answer::default() }),
             true => Err(self.client.garbled("answered without any value of the last day or the present")),
         }
     }

@@ -130,3 +130,10 @@ fn what_a_person_must_mend_is_told_at_the_start() {
         assert!(message.contains(part), "{message}");
     }
 }
+
+#[test]
+fn what_nobody_takes_does_not_grow_without_end() {
+    let mut waiting: Vec<usize> = (0..MAX_WAITING + 3).collect();
+    drop_oldest(&mut waiting);
+    assert_eq!((waiting.len(), waiting[0]), (MAX_WAITING, 3));
+}

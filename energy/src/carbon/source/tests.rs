@@ -22,7 +22,11 @@ struct Scripted {
 
 impl Scripted {
     fn then(&self, values: &[GridIntensity]) -> &Self {
-        self.script.lock().unwrap().push_back(Ok(Answer { values: values.into(), note: None }));
+        self.then_answers(Answer { values: values.into(), ..Answer::default() })
+    }
+
+    fn then_answers(&self, answer: Answer) -> &Self {
+        self.script.lock().unwrap().push_back(Ok(answer));
         self
     }
 
@@ -183,6 +187,19 @@ fn a_busy_provider_is_left_alone_as_long_as_it_says() {
 }
 
 #[test]
+fn a_provider_that_answers_and_wants_a_rest_has_it_and_its_note_is_passed_on() {
+    let provider = Scripted::default();
+    let busy = Some(Duration::from_secs(90 * 60));
+    provider.then_answers(Answer { values: vec![value(12, 100.0, false)], note: Some("half".into()), busy });
+    let mut source = source(&provider);
+    let news = look_from(&mut source, 0..=89);
+    assert_eq!((provider.num_asked(), news.alerts), (1, vec!["half".to_owned()]));
+    assert_eq!(news.values, [value(12, 100.0, false)]);
+    look_from(&mut source, 90..=90);
+    assert_eq!(provider.num_asked(), 2);
+}
+
+#[test]
 fn the_last_value_is_held_as_an_estimate_within_the_stale_limit() {
     let provider = Scripted::default();
     provider.then(&[value(12, 100.0, false)]);
@@ -243,9 +260,14 @@ fn a_provider_that_never_answers_goes_stale_after_its_limit() {
 
 #[test]
 fn a_wall_clock_that_jumps_causes_no_burst_of_requests() {
-    let provider = Scripted::default();
+    let directory = tempfile::tempdir().unwrap();
+    let (bare, cached) = (Scripted::default(), Scripted::default());
+    jump_about(&bare, source(&bare));
+    jump_about(&cached, with_cache(&cached, directory.path(), start()));
+}
+
+fn jump_about(provider: &Scripted, mut source: Source) {
     let jumps = [0i64, 86_400, -86_400, 3600, -3600, 30 * 86_400, -300 * 86_400];
-    let mut source = source(&provider);
     for second in 0..6 * 3600u64 {
         let passed = Duration::from_secs(second);
         let jump = SignedDuration::from_secs(jumps[second as usize / 7 % jumps.len()]);
