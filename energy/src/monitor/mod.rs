@@ -55,8 +55,10 @@ struct Shared {
 
 struct Source {
     meter: Mutex<Box<dyn Meter>>,
-    /// Zero: read at every edge and every interval. Otherwise: read by the sampler, once per period.
-    period: Duration,
+    /// Always fresh: read at every edge. Others are read by the sampler only.
+    fresh: bool,
+    /// Time between two readings by the sampler: the update period, for a fresh one the interval.
+    every: Duration,
 }
 
 impl EnergyMonitor {
@@ -160,7 +162,7 @@ impl EnergyMonitorBuilder {
         self
     }
 
-    /// Time between two samples.
+    /// Time between two samples; sensors whose power is integrated are read more often where it is long.
     pub fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
@@ -198,7 +200,8 @@ impl EnergyMonitorBuilder {
             // The sampler may come up to one interval after the counter's own update.
             let lag = if period.is_zero() { period } else { period + self.interval };
             book.add_source(meter.domains(), (period, lag), taken, &first?);
-            sources.push(Source { meter: Mutex::new(meter), period });
+            let every = if period.is_zero() { self.interval } else { period };
+            sources.push(Source { meter: Mutex::new(meter), fresh: period.is_zero(), every });
         }
         if let Some(path) = self.recording {
             let recorder = TraceWriter::create(path, book.domains())?;
@@ -215,9 +218,11 @@ impl EnergyMonitorBuilder {
         });
         let mut monitor = EnergyMonitor { shared, sampler: None, source_label };
         if self.with_sampler && !monitor.shared.sources.is_empty() {
-            let (shared, interval) = (Arc::clone(&monitor.shared), self.interval);
+            let shared = Arc::clone(&monitor.shared);
+            // Power has to be read more often than a long interval says.
+            let tick = shared.sources.iter().map(|source| source.every).fold(self.interval, Duration::min);
             let thread = std::thread::Builder::new().name("energy-sampler".into());
-            let started = thread.spawn(move || shared.run_sampler(interval));
+            let started = thread.spawn(move || shared.run_sampler(tick));
             let refused =
                 |error: std::io::Error| Error::Thread { what: "energy sampler", reason: error.to_string() };
             monitor.sampler = Some(started.map_err(refused)?);
@@ -228,7 +233,7 @@ impl EnergyMonitorBuilder {
 
 impl Source {
     fn due(&self, now: Duration, state: &SourceState) -> bool {
-        now.saturating_sub(state.last_try) >= self.period
+        now.saturating_sub(state.last_try) >= self.every
     }
 }
 
@@ -254,17 +259,17 @@ impl Shared {
     fn at_edge<T>(&self, look: impl FnOnce(&mut Book, Duration) -> T) -> T {
         let edge = self.clock.now();
         let cpu_before = thread_cpu_time();
-        self.read_where(|source, _| source.period.is_zero());
+        self.read_where(|source, _| source.fresh);
         let mut book = self.book();
         let seen = look(&mut book, edge);
         book.closing_cpu += thread_cpu_time().saturating_sub(cpu_before);
         seen
     }
 
-    fn run_sampler(&self, interval: Duration) {
+    fn run_sampler(&self, tick: Duration) {
         let mut stop = lock(&self.stop);
         while !*stop {
-            (stop, _) = self.stopped.wait_timeout(stop, interval).unwrap_or_else(PoisonError::into_inner);
+            (stop, _) = self.stopped.wait_timeout(stop, tick).unwrap_or_else(PoisonError::into_inner);
             if *stop {
                 return;
             }
