@@ -111,6 +111,16 @@ impl EnergyMonitor {
         self.shared.at_edge(|book, edge| book.close_span(name, start, edge))
     }
 
+    /// A question that can be asked from any thread: the energy of the open window so far, for
+    /// [`Ledger::watch`](crate::Ledger::watch). Meters whose readings are always fresh are read for it.
+    pub fn in_progress(&self) -> impl Fn() -> WindowEnergy + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            shared.read_where(|source, _| source.fresh);
+            shared.book().in_progress(WindowKind::Open, shared.clock.now())
+        }
+    }
+
     /// Samples every meter that is due, as the sampler thread does at its interval.
     pub fn sample(&self) {
         self.shared.read_where(|source, state| source.due(self.shared.clock.now(), state));
