@@ -72,11 +72,6 @@ impl PowerIntegrator {
     pub fn cumulative(&self) -> MicroJoules {
         MicroJoules(u64::try_from(self.parts / PARTS_PER_MICROJOULE).unwrap_or(u64::MAX))
     }
-
-    /// The time of the newest sample that was taken.
-    pub fn newest(&self) -> Option<Duration> {
-        self.last.map(|(at, _)| at)
-    }
 }
 
 #[cfg(test)]
