@@ -13,13 +13,15 @@ use crate::units::GramsPerKilowattHour;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EnergyConfig {
-    /// Where joules come from: auto, nvml, rapl, model or none.
+    /// Where joules come from: auto, nvml, rapl, model, replay or none.
     pub meter: MeterChoice,
     /// Time between two samples of the counters, in milliseconds: 10 to 10000.
     pub interval_ms: u64,
     /// Thermal design power of all processor sockets together, in watts, for the modelled meter; from a table of
     /// processors when absent.
     pub tdp_watts: Option<f64>,
+    /// The recorded trace that the meter `replay` plays back.
+    pub trace: Option<PathBuf>,
 }
 
 /// A meter, by name.
@@ -35,6 +37,8 @@ pub enum MeterChoice {
     Rapl,
     /// CPU time times a power curve; nothing is measured.
     Model,
+    /// A recorded trace; for tests and for looking into a past run.
+    Replay,
     /// Count nothing.
     None,
 }
@@ -130,7 +134,7 @@ pub struct Problem {
 
 impl Default for EnergyConfig {
     fn default() -> Self {
-        EnergyConfig { meter: MeterChoice::Auto, interval_ms: 100, tdp_watts: None }
+        EnergyConfig { meter: MeterChoice::Auto, interval_ms: 100, tdp_watts: None, trace: None }
     }
 }
 
@@ -143,6 +147,10 @@ impl EnergyConfig {
         }
         if let Some(watts) = self.tdp_watts.filter(|watts| !(*watts > 0.0 && *watts <= 100_000.0)) {
             problems.push(problem("energy.tdp_watts", watts, "above 0 and at most 100000"));
+        }
+        if (self.meter == MeterChoice::Replay) != self.trace.is_some() {
+            let message = "belongs with energy.meter = \"replay\": give both or neither".into();
+            problems.push(Problem { key: "energy.trace".into(), message });
         }
         problems
     }
