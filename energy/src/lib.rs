@@ -29,6 +29,7 @@ mod error;
 mod ledger;
 pub mod meter;
 mod monitor;
+pub mod planner;
 pub mod report;
 pub mod units;
 mod window;
