@@ -11,6 +11,7 @@ mod generate;
 mod inspect;
 mod logits;
 mod manual;
+mod plan;
 mod report;
 mod train;
 
@@ -42,6 +43,8 @@ enum Command {
     Logits(logits::Arguments),
     /// Report the energy and carbon of one or many runs
     Report(report::Arguments),
+    /// Say what a run will cost before it starts: time, memory, energy, carbon
+    Plan(Box<plan::Arguments>),
     /// Measure training speed on random tokens
     Bench(Box<bench::Arguments>),
     /// Show routing, expert use, phases and loss of a run
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
