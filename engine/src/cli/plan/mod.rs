@@ -16,8 +16,9 @@ use crate::config::Config;
 
 /// Flags of `wattle plan`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples: wattle plan configs/quickstart.toml --hardware H100 --location FRA
-          wattle plan --file configs/plan/gpt-3.toml --json")]
+#[command(
+    after_help = "Example: wattle plan configs/quickstart.toml --hardware H100 --chips 8 --location FRA"
+)]
 pub struct Arguments {
     /// A run's configuration
     #[arg(required_unless_present = "file")]

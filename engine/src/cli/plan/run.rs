@@ -129,7 +129,10 @@ pub(super) fn plan(config: &Config, arguments: &Arguments) -> Result<(Map<String
             count(footprint.active_params)
         ),
     );
-    line("tokens", format!("{} in {} steps, {per_token:.3e} FLOPs each", count(tokens), count(steps)));
+    line(
+        "tokens",
+        format!("{} in {} steps, {per_token:.3e} FLOPs for each token", count(tokens), count(steps)),
+    );
     line(
         "memory",
         format!(
