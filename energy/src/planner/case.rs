@@ -283,8 +283,8 @@ struct Given {
 
 impl Given {
     fn read(reader: &mut Reader) -> Self {
-        const POSITIVE: (fn(f64) -> bool, &str) = (|x| x > 0.0 && x <= 1e15, "above 0 and at most 1e15");
-        let mut positive = |key: &str| reader.number(key, POSITIVE.0, POSITIVE.1);
+        let mut positive =
+            |key: &str| reader.number(key, |x| x > 0.0 && x <= 1e15, "above 0 and at most 1e15");
         let given = Given {
             chips: positive("chips"),
             chip_watts: positive("chip_watts"),

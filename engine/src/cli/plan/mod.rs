@@ -1,6 +1,7 @@
 //! `wattle plan`: what a run will cost before it starts.
 
 mod history;
+mod place;
 mod run;
 
 use std::path::PathBuf;
@@ -56,7 +57,11 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
             let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
             case(Case::parse(file, &bytes)?)
         }
-        (None, Some(config)) => run::plan(&Config::load(config, &arguments.sets)?.config, arguments)?,
+        (None, Some(config)) => {
+            let resolved = Config::load(config, &arguments.sets)?;
+            let plan = run::Plan::new(&resolved.config, arguments)?;
+            (plan.to_json(), plan.to_text())
+        }
         // clap asks for one of them.
         (None, None) => return Ok(exit::USAGE),
     };
