@@ -58,7 +58,10 @@ impl Estimate {
             let unit = if chips == 1.0 { "chip" } else { "chips" };
             line("time", format!("{} on {} {unit}", show(hours, duration), number(chips)));
         }
-        line("chip-hours", show(self.chip_hours, number));
+        // Of a short run they are nothing that anybody rents.
+        if self.hours.is_none() || self.chip_hours.mid >= 1.0 {
+            line("chip-hours", show(self.chip_hours, number));
+        }
         let grams = |range| show(range, |grams| Grams(grams).to_string());
         match (self.joules, self.grams) {
             (Some(joules), Some(emitted)) => {
