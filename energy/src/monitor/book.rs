@@ -98,7 +98,8 @@ impl Book {
                         CounterEvent::Wrap => continue,
                         CounterEvent::Reset => self.resets += 1,
                         CounterEvent::Spike => self.spikes += 1,
-                        CounterEvent::MissedWraps => {}
+                        CounterEvent::MissedWraps | CounterEvent::Gap => {}
+                        CounterEvent::OutOfOrder | CounterEvent::Unreadable => continue,
                     }
                     self.gap += note.span;
                 }

@@ -3,7 +3,8 @@
 use super::*;
 use crate::clock::ClockHand;
 use crate::meter::Plausible;
-use crate::meter::model::{Machine, ModelMeter};
+use crate::meter::machine::Machine;
+use crate::meter::model::ModelMeter;
 use crate::meter::replay::{ReplayMeter, Trace};
 use crate::units::Watts;
 use crate::units::{Joules, MicroJoules};
