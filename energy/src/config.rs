@@ -13,7 +13,7 @@ use crate::units::GramsPerKilowattHour;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EnergyConfig {
-    /// Where joules come from: auto, nvml, perf, rapl, hwmon, bmc, model or none.
+    /// Where joules come from: auto, nvml, perf, rapl, hwmon, bmc, model, replay or none.
     pub meter: MeterChoice,
     /// Time between two samples of the counters, in milliseconds: 10 to 10000.
     pub interval_ms: u64,
@@ -31,6 +31,8 @@ pub struct EnergyConfig {
     /// For the meter bmc: a file that holds the power of the node, written anew by someone else: Redfish JSON, the
     /// output of ipmitool, a number of watts, or a power file of hwmon.
     pub bmc_file: Option<PathBuf>,
+    /// The recorded trace that the meter `replay` plays back.
+    pub trace: Option<PathBuf>,
 }
 
 /// A meter, by name.
@@ -52,6 +54,8 @@ pub enum MeterChoice {
     Bmc,
     /// CPU time times a power curve; nothing is measured.
     Model,
+    /// A recorded trace; for tests and for looking into a past run.
+    Replay,
     /// Count nothing.
     None,
 }
@@ -176,6 +180,7 @@ impl Default for EnergyConfig {
             model_scope: ModelScope::Process,
             bmc_command: Vec::new(),
             bmc_file: None,
+            trace: None,
         }
     }
 }
@@ -205,6 +210,10 @@ impl EnergyConfig {
             _ if command => bmc("energy.bmc_command", "is given, but energy.meter is not \"bmc\""),
             _ if file => bmc("energy.bmc_file", "is given, but energy.meter is not \"bmc\""),
             _ => {}
+        }
+        if (self.meter == MeterChoice::Replay) != self.trace.is_some() {
+            let message = "belongs with energy.meter = \"replay\": give both or neither".into();
+            problems.push(Problem { key: "energy.trace".into(), message });
         }
         problems
     }

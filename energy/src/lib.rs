@@ -46,7 +46,7 @@ pub use ledger::{
 };
 pub use meter::detect::{Detected, Finding, detect, probe};
 pub use meter::{Meter, MeterError, MeterErrorKind, Provenance};
-pub use monitor::{EnergyMonitor, EnergyMonitorBuilder};
+pub use monitor::{EnergyMonitor, EnergyMonitorBuilder, Span};
 pub use report::{Overrides, Report};
 pub use units::{Grams, GramsPerKilowattHour, Joules, MicroJoules, Seconds, Watts};
-pub use window::{DomainEnergy, DomainTotal, EnergyTotals, Overhead, WindowEnergy, WindowKind};
+pub use window::{DomainEnergy, DomainTotal, EnergyTotals, Overhead, SpanEnergy, WindowEnergy, WindowKind};

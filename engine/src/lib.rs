@@ -5,6 +5,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod exit;
 pub mod files;
 pub mod interop;
 pub mod model;

@@ -8,7 +8,7 @@ use super::bmc::BmcMeter;
 use super::host::Host;
 use super::model::ModelMeter;
 use super::nvml::NvmlMeter;
-use super::{Meter, MeterError, MeterErrorKind, hwmon, perf, rapl, register};
+use super::{Meter, MeterError, MeterErrorKind, hwmon, perf, rapl, register, trace};
 use crate::config::{EnergyConfig, MeterChoice, RaplScope};
 
 /// The meters a configuration comes to on this machine.
@@ -35,6 +35,10 @@ pub fn detect(config: &EnergyConfig) -> Result<Detected, MeterError> {
     match config.meter {
         MeterChoice::None => {}
         MeterChoice::Nvml => found.meters.push(Box::new(NvmlMeter::open()?)),
+        MeterChoice::Replay => {
+            let played = trace::read(config.trace.as_deref().ok_or_else(trace::unnamed)?)?;
+            found.meters.extend(played.into_iter().map(|meter| Box::new(meter) as Box<dyn Meter>));
+        }
         MeterChoice::Auto => {
             let nvml = NvmlMeter::open().map(|meter| found.meters.push(Box::new(meter)));
             found.pass_over_unless_gone(nvml.err());

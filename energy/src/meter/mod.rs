@@ -3,6 +3,7 @@
 //! A meter turns whatever its sensor gives (a counter that wraps, a power curve) into energy that only grows.
 //! Wraps and resets are settled here, so that everything above works with plain differences.
 
+pub mod apportion;
 pub mod bmc;
 mod cgroup;
 pub mod counter;
@@ -19,6 +20,7 @@ pub mod rapl;
 pub mod register;
 pub mod replay;
 pub mod tdp;
+pub mod trace;
 pub mod trial;
 
 use std::fmt;

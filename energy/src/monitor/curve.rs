@@ -49,11 +49,20 @@ impl Curve {
 
     /// Gives a window that ends at `edge` all energy up to there that no window has had yet.
     pub(crate) fn take_until(&mut self, edge: Duration) -> MicroJoules {
-        let reached =
-            if self.lag.is_zero() { self.newest().1 } else { self.at(edge.saturating_sub(self.lag)) };
-        let taken = reached.saturating_sub(self.given);
+        let taken = self.reached(edge).0.saturating_sub(self.given);
         self.given += taken;
         MicroJoules(taken)
+    }
+
+    /// How far the energy has come for a window that ends at `edge`.
+    pub(crate) fn reached(&self, edge: Duration) -> MicroJoules {
+        let lagging = || self.at(edge.saturating_sub(self.lag));
+        MicroJoules(if self.lag.is_zero() { self.newest().1 } else { lagging() })
+    }
+
+    /// The newest reading.
+    pub(crate) fn cumulative(&self) -> MicroJoules {
+        MicroJoules(self.newest().1)
     }
 
     /// How late its windows are.

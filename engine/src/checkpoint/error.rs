@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::exit;
 use crate::files::FileError;
 
 /// The module's result.
@@ -50,9 +51,9 @@ impl CheckpointError {
     pub fn exit_code(&self) -> u8 {
         match self {
             CheckpointError::Io(error) => error.exit_code(),
-            CheckpointError::Corrupt { .. } | CheckpointError::Unsupported { .. } => 65,
-            CheckpointError::NotFound { .. } => 74,
-            CheckpointError::Tensor(_) => 70,
+            CheckpointError::Corrupt { .. } | CheckpointError::Unsupported { .. } => exit::BAD_DATA,
+            CheckpointError::NotFound { .. } => exit::INPUT_OUTPUT,
+            CheckpointError::Tensor(_) => exit::INTERNAL,
         }
     }
 }

@@ -1,27 +1,11 @@
-//! Exit codes, and which error means which.
+//! Which error means which exit code.
 
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data;
+pub use crate::exit::*;
 use crate::files::FileError;
 use crate::train::TrainError;
-
-/// Done.
-pub const DONE: u8 = 0;
-/// A check said no.
-pub const CHECK_FAILED: u8 = 1;
-/// Wrong usage.
-pub const USAGE: u8 = 2;
-/// An internal error.
-pub const INTERNAL: u8 = 70;
-/// Input or output failed.
-pub const INPUT_OUTPUT: u8 = 74;
-/// Stopped with a durable checkpoint: run the same command again.
-pub const REQUEUE: u8 = 75;
-/// Not permitted.
-pub const NOT_PERMITTED: u8 = 77;
-/// Bad configuration.
-pub const BAD_CONFIGURATION: u8 = 78;
 
 /// The exit code of an error, by the first cause that has one.
 pub fn code_of(error: &anyhow::Error) -> u8 {
@@ -54,14 +38,6 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         });
     }
     None
-}
-
-/// The exit code of an error of the energy monitor or ledger.
-pub fn code_of_energy(error: &wattle_energy::Error) -> u8 {
-    match error {
-        wattle_energy::Error::Location { .. } | wattle_energy::Error::Setting { .. } => BAD_CONFIGURATION,
-        _ => INPUT_OUTPUT,
-    }
 }
 
 /// The message of an error and its causes, each said once: many a message holds its cause already.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::problem::Problem;
 use super::resolved::Origin;
+use crate::exit;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +42,8 @@ impl ConfigError {
     /// configuration.
     pub fn exit_code(&self) -> u8 {
         match self {
-            ConfigError::Read { .. } => 74,
-            ConfigError::Invalid { .. } => 78,
+            ConfigError::Read { .. } => exit::INPUT_OUTPUT,
+            ConfigError::Invalid { .. } => exit::BAD_CONFIGURATION,
         }
     }
 }

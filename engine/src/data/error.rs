@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::exit;
+
 /// The result of reading, tokenising and batching text.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -109,9 +111,11 @@ impl Error {
     /// The exit code of a program that stops because of this: 65 bad data, 74 input/output, 77 not permitted.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => 77,
-            Error::Io { .. } => 74,
-            _ => 65,
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                exit::NOT_PERMITTED
+            }
+            Error::Io { .. } => exit::INPUT_OUTPUT,
+            _ => exit::BAD_DATA,
         }
     }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 
+use crate::exit;
+
 /// A file operation failed.
 ///
 /// The text holds the cause and a remedy, so `Error::source` gives nothing: whoever prints the chain of causes
@@ -22,9 +24,9 @@ impl FileError {
     /// The exit code of a program that stops because of this: 77 not permitted, 65 bad data, 74 input/output.
     pub fn exit_code(&self) -> u8 {
         match self.source.kind() {
-            ErrorKind::PermissionDenied => 77,
-            ErrorKind::InvalidData => 65,
-            _ => 74,
+            ErrorKind::PermissionDenied => exit::NOT_PERMITTED,
+            ErrorKind::InvalidData => exit::BAD_DATA,
+            _ => exit::INPUT_OUTPUT,
         }
     }
 

@@ -89,7 +89,7 @@ pub enum TrainError {
 impl TrainError {
     /// The exit code where this error itself decides it; none where its cause does.
     pub fn exit_code(&self) -> Option<u8> {
-        use crate::cli::exit;
+        use crate::exit;
         match self {
             TrainError::AnotherRun { .. }
             | TrainError::RunExists { .. }

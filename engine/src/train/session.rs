@@ -11,7 +11,7 @@ use crate::autograd::Phase;
 use crate::config::Resolved;
 use crate::data::evaluation_batches;
 use crate::files::JsonlWriter;
-use crate::telemetry::{EnergyAccount, Priced, Progress, StepMetrics};
+use crate::telemetry::{EnergyAccount, Priced, Progress, StepMetrics, message};
 use crate::train::setup::Setup;
 use crate::train::signals::Signals;
 use crate::train::snapshot;
@@ -47,8 +47,17 @@ pub fn train(resolved: &Resolved, options: &Options) -> Result<Outcome, TrainErr
         Signals::listen().map_err(|source| TrainError::System { action: "listen for signals", source })?;
     let mut session = Session::start(Setup::open(resolved, options)?, options)?;
     let result = session.run(&signals, options.max_steps);
-    session.close(&result, options)?;
-    let ended = result?;
+    let closed = session.close(&result, options);
+    let ended = match (result, closed) {
+        (Ok(ended), closed) => closed.map(|()| ended)?,
+        (Err(error), closed) => {
+            // What ended the run is the error to return; that the books did not close is said beside it.
+            if let Err(beside) = closed {
+                message(format_args!("and the energy account was not closed: {beside}"));
+            }
+            return Err(error);
+        }
+    };
     Ok(Outcome { run_directory: session.setup.run.path().to_owned(), ended })
 }
 
