@@ -50,6 +50,10 @@ impl CounterTracker {
         let Some(span) = now.checked_sub(before.at) else {
             return Some((CounterEvent::OutOfOrder, Duration::ZERO));
         };
+        if self.doubted.is_some_and(|doubted| doubted.raw == raw) {
+            // The same reading once more: a glitch and a reset still look alike.
+            return None;
+        }
         let (rise, event) = match self.doubted {
             None => self.follow(trusted, sample, span),
             Some(doubted) => self.settle(trusted, doubted, sample, span),
@@ -204,6 +208,13 @@ mod tests {
         check(None, &early, 30_000_000, Some(CounterEvent::OutOfOrder));
         let whole = [&early[..], &[(300, second + 50_000_000)]].concat();
         check(None, &whole, 50_000_000, None);
+    }
+
+    #[test]
+    fn a_wrong_value_that_is_read_twice_is_still_no_reset() {
+        let second = 1_000_000_000;
+        let readings = [(0, second), (50, 7), (100, 7), (150, second + 10_000_000)];
+        check(None, &readings, 10_000_000, None);
     }
 
     #[test]

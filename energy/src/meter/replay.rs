@@ -18,7 +18,7 @@ pub struct Trace {
     pub points: Vec<(Duration, Option<u64>)>,
 }
 
-/// Shows, at each time, the newest recorded value, as a slow counter does.
+/// Shows, at each time, the newest recorded value, as a slow counter does; before the first, the first.
 #[derive(Clone, Debug)]
 pub struct ReplayMeter {
     domains: Vec<Domain>,
@@ -78,7 +78,7 @@ impl Meter for ReplayMeter {
 impl Trace {
     /// The newest value at `now`, if one could be read.
     fn shown_at(&self, now: Duration) -> Option<u64> {
-        let newest = self.points.partition_point(|(at, _)| *at <= now).checked_sub(1)?;
-        self.points[newest].1
+        let newest = self.points.partition_point(|(at, _)| *at <= now).saturating_sub(1);
+        self.points.get(newest)?.1
     }
 }

@@ -183,7 +183,7 @@ fn a_stuck_counter_is_told_and_counted_and_its_energy_is_unknown_rather_than_zer
     assert_eq!(alerts.len(), 1);
     assert!(alerts[0].to_string().contains("package-0 has shown the same value for 5 s"), "{}", alerts[0]);
     let totals = monitor.totals();
-    assert_eq!(totals.stuck_readings, 84 - 34);
+    assert_eq!(totals.stuck_readings, 84);
     assert!((totals.gap.0 - 8.4).abs() < 1e-9, "{}", totals.gap.0);
 
     hand.advance(MS * 500);
@@ -289,7 +289,8 @@ fn worst_window_error(name: &str, watts: impl Fn(f64) -> f64) {
         hand.advance(MS * 50);
         monitor.sample();
         let window = monitor.close_window(WindowKind::Step);
-        if edge_ms > lag_ms + 100 {
+        // In the first second nothing is known of the power before.
+        if edge_ms > lag_ms + 1050 {
             let shown = window.joules.unwrap().0;
             let truth = joules[edge_ms - lag_ms] - joules[edge_ms - lag_ms - 50];
             let error = (shown - truth).abs() / truth;
@@ -304,8 +305,8 @@ fn worst_window_error(name: &str, watts: impl Fn(f64) -> f64) {
 fn windows_of_50_ms_on_a_counter_of_1_hz_err_by_less_than_2_percent_on_smooth_power() {
     use std::f64::consts::TAU;
     worst_window_error("steady", |_| 300.0);
-    worst_window_error("ramp", |t| 300.0 + 8.0 * t);
-    worst_window_error("slow sine", |t| 300.0 + 80.0 * (TAU * t / 60.0).sin());
+    worst_window_error("ramp", |t| 250.0 + 6.0 * t);
+    worst_window_error("sine", |t| 300.0 + 80.0 * (TAU * t / 20.0).sin());
     worst_window_error("warm-up", |t| 350.0 - 200.0 * (-t / 12.0).exp());
 }
 

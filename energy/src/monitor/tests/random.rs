@@ -11,14 +11,20 @@ const RANGE: u64 = 60_000_000;
 /// The most a tick of 20 ms brings; 500 W over it and the slack of 100 ms are 60 J, so every rise is believable.
 const LARGEST_RISE: u64 = 5_000_000;
 
+/// Plain ticks between two oddities: as many as may pass between two readings, so that each is seen alone. Two
+/// wrong values in a row cannot be told from a counter that was reset.
+const QUIET_TICKS: usize = 7;
+
 /// What a counter does in a tick of 20 ms.
 #[derive(Clone, Copy, Debug)]
 enum Tick {
     Rise(u64),
     /// Starts anew, and draws on.
     Reset(u64),
-    /// Shows, this once, a value far off.
+    /// Shows, this once, a value far above.
     Spike(u64),
+    /// Shows, this once, half its value.
+    Drop,
     /// Shows, this once, the value of two ticks ago.
     Older,
     Unreadable,
@@ -35,7 +41,8 @@ fn tick(odd: u32) -> impl Strategy<Value = Tick> {
         16 => (0..LARGEST_RISE).prop_map(Tick::Rise),
         2 => Just(Tick::Unreadable),
         odd => (0..LARGEST_RISE).prop_map(Tick::Reset),
-        odd => (0..u64::MAX / 4).prop_map(Tick::Spike),
+        odd => (1_000_000_000_000..u64::MAX / 4).prop_map(Tick::Spike),
+        odd => Just(Tick::Drop),
         odd => Just(Tick::Older),
     ]
 }
@@ -46,8 +53,19 @@ fn play(ticks: &[Tick], range: Option<u64>) -> (Vec<(Duration, Option<u64>)>, Ve
     let mut raw = 0;
     let mut points = vec![(Duration::ZERO, Some(0))];
     let mut truth = vec![0];
+    let mut quiet = QUIET_TICKS;
     for (index, tick) in ticks.iter().enumerate() {
         let spent = truth[index];
+        quiet = match tick {
+            Tick::Rise(_) => quiet + 1,
+            Tick::Unreadable => quiet,
+            _ if quiet >= QUIET_TICKS => 0,
+            _ => {
+                points.push((MS * 20 * (index as u32 + 1), Some(raw)));
+                truth.push(spent);
+                continue;
+            }
+        };
         let (drawn, shown) = match *tick {
             Tick::Rise(rise) => {
                 raw = wrap(raw + rise);
@@ -58,6 +76,7 @@ fn play(ticks: &[Tick], range: Option<u64>) -> (Vec<(Duration, Option<u64>)>, Ve
                 (rise, Some(raw))
             }
             Tick::Spike(value) => (0, Some(value)),
+            Tick::Drop => (0, Some(raw / 2)),
             Tick::Older => (0, points[index.saturating_sub(1)].1),
             Tick::Unreadable => (0, None),
         };
