@@ -29,8 +29,8 @@ pub struct EnergyConfig {
     /// ["ipmitool", "dcmi", "power", "reading"].
     pub bmc_command: Vec<String>,
     /// For the meter bmc: a file that holds the power of the node, written anew by someone else: Redfish JSON, the
-    /// output of ipmitool, a number of watts, or a power file of hwmon.
-    pub bmc_file: Option<PathBuf>,
+    /// output of ipmitool, a number of watts, or a power file of hwmon. Empty: none.
+    pub bmc_file: PathBuf,
     /// The recorded trace that the meter `replay` plays back.
     pub trace: Option<PathBuf>,
 }
@@ -179,7 +179,7 @@ impl Default for EnergyConfig {
             rapl_scope: RaplScope::Package,
             model_scope: ModelScope::Process,
             bmc_command: Vec::new(),
-            bmc_file: None,
+            bmc_file: PathBuf::new(),
             trace: None,
         }
     }
@@ -195,7 +195,7 @@ impl EnergyConfig {
         if let Some(watts) = self.tdp_watts.filter(|watts| !(*watts > 0.0 && *watts <= 100_000.0)) {
             problems.push(problem("energy.tdp_watts", watts, "above 0 and at most 100000"));
         }
-        let (command, file) = (!self.bmc_command.is_empty(), self.bmc_file.is_some());
+        let (command, file) = (!self.bmc_command.is_empty(), !self.bmc_file.as_os_str().is_empty());
         let mut bmc = |key: &str, message: &str| {
             problems.push(Problem { key: key.into(), message: message.into() });
         };
@@ -346,13 +346,13 @@ mod tests {
     fn the_meter_bmc_needs_exactly_one_source_and_no_other_meter_takes_one() {
         use MeterChoice::{Auto, Bmc};
         let command = || vec!["ipmitool".to_owned()];
-        let file = || Some(PathBuf::from("power.json"));
+        let file = || PathBuf::from("power.json");
         for (meter, bmc_command, bmc_file, expect) in [
-            (Bmc, command(), None, None),
+            (Bmc, command(), PathBuf::new(), None),
             (Bmc, Vec::new(), file(), None),
-            (Bmc, Vec::new(), None, Some("energy.bmc_command")),
+            (Bmc, Vec::new(), PathBuf::new(), Some("energy.bmc_command")),
             (Bmc, command(), file(), Some("energy.bmc_file")),
-            (Auto, command(), None, Some("energy.bmc_command")),
+            (Auto, command(), PathBuf::new(), Some("energy.bmc_command")),
             (Auto, Vec::new(), file(), Some("energy.bmc_file")),
         ] {
             let problems =

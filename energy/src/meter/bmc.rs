@@ -48,9 +48,9 @@ impl BmcMeter {
     /// # Errors
     /// `Fatal` when none is named, or what it gives is not understood.
     pub fn open(host: &Host, config: &EnergyConfig) -> Result<Self, MeterError> {
-        let source = match (&config.bmc_file, config.bmc_command.is_empty()) {
-            (Some(file), true) => Source::File(file.clone()),
-            (None, false) => Source::Command(config.bmc_command.clone()),
+        let source = match (config.bmc_file.as_os_str().is_empty(), config.bmc_command.is_empty()) {
+            (false, true) => Source::File(config.bmc_file.clone()),
+            (true, false) => Source::Command(config.bmc_command.clone()),
             _ => return Err(unnamed(host)),
         };
         let period = source.period();
@@ -131,7 +131,7 @@ fn unnamed(host: &Host) -> MeterError {
     MeterError {
         sensor: "bmc",
         kind: MeterErrorKind::Gone,
-        message: "neither energy.bmc_command nor energy.bmc_file is set".into(),
+        message: "set one of energy.bmc_command and energy.bmc_file".into(),
         remedy: hint,
     }
 }
@@ -155,7 +155,7 @@ mod tests {
     use crate::units::MicroJoules;
     use std::fs::File;
 
-    fn config(command: &[&str], file: Option<PathBuf>) -> EnergyConfig {
+    fn config(command: &[&str], file: PathBuf) -> EnergyConfig {
         EnergyConfig {
             bmc_command: command.iter().map(|word| (*word).to_owned()).collect(),
             bmc_file: file,
@@ -170,7 +170,7 @@ mod tests {
         let show =
             |watts: u32| write(root.path(), "power.json", &format!("{{\"PowerConsumedWatts\": {watts}}}"));
         show(300);
-        let mut meter = BmcMeter::open(&Host::this(), &config(&[], Some(file))).unwrap();
+        let mut meter = BmcMeter::open(&Host::this(), &config(&[], file)).unwrap();
         assert_eq!(meter.domains()[0].provenance, Provenance::IntegratedPower);
         let mut at = |s| meter.read(Duration::from_secs(s));
         assert_eq!(at(0).unwrap().cumulative, [MicroJoules(0)]);
@@ -214,14 +214,15 @@ mod tests {
 
     #[test]
     fn what_a_command_prints_is_read_and_what_it_does_wrong_is_told() {
-        let mut meter = BmcMeter::open(&Host::this(), &config(&["echo", "212 Watts"], None)).unwrap();
+        let mut meter =
+            BmcMeter::open(&Host::this(), &config(&["echo", "212 Watts"], PathBuf::new())).unwrap();
         assert!(meter.read(Duration::ZERO).is_ok());
         for (command, expect) in [
             (&["echo", "no"][..], "echo no: expected"),
             (&["false"], "false: ended with exit status: 1"),
             (&["/nonexistent/ipmitool"], "/nonexistent/ipmitool: cannot be run"),
         ] {
-            let error = BmcMeter::open(&Host::this(), &config(command, None)).err().unwrap();
+            let error = BmcMeter::open(&Host::this(), &config(command, PathBuf::new())).err().unwrap();
             assert_eq!(error.kind, MeterErrorKind::Fatal);
             assert!(error.message.contains(expect), "{error}");
         }
@@ -231,7 +232,7 @@ mod tests {
     fn without_a_source_the_file_of_the_firmware_is_recommended() {
         let root = tempfile::tempdir().unwrap();
         let host = Host::fake(root.path(), || ());
-        let error = |host: &Host| BmcMeter::open(host, &config(&[], None)).err().unwrap();
+        let error = |host: &Host| BmcMeter::open(host, &config(&[], PathBuf::new())).err().unwrap();
         assert!(error(&host).remedy.contains("ipmitool"));
         write(root.path(), "sys/class/hwmon/hwmon0/name", "power_meter");
         write(root.path(), "sys/class/hwmon/hwmon0/power1_average", "1");

@@ -33,14 +33,6 @@ impl Host {
         }
     }
 
-    /// A machine made of files below `root`, that has no perf events. `pause` is called where a real machine's
-    /// counters are given time to move.
-    pub fn fake(root: &Path, pause: impl Fn() + 'static) -> Self {
-        let open_event =
-            Box::new(|_: &PerfEvent, _: u32| Err(io::Error::from(io::ErrorKind::PermissionDenied)));
-        Host { root: root.into(), open_event, pause: Box::new(pause) }
-    }
-
     /// The place of an absolute path on this host.
     pub(super) fn path(&self, absolute: &str) -> PathBuf {
         self.root.join(absolute.trim_start_matches('/'))
@@ -132,6 +124,14 @@ pub(super) fn number_in(name: &str) -> Option<u32> {
 
 #[cfg(test)]
 impl Host {
+    /// A machine made of files below `root`, that has no perf events. `pause` is called where a real machine's
+    /// counters are given time to move.
+    pub(super) fn fake(root: &Path, pause: impl Fn() + 'static) -> Self {
+        let open_event =
+            Box::new(|_: &PerfEvent, _: u32| Err(io::Error::from(io::ErrorKind::PermissionDenied)));
+        Host { root: root.into(), open_event, pause: Box::new(pause) }
+    }
+
     /// The same host with other perf events.
     pub(super) fn with_events(
         mut self,
@@ -147,7 +147,11 @@ impl Host {
 pub(super) fn write(root: &Path, path: &str, text: &str) {
     let path = root.join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, format!("{text}\n")).unwrap();
+    let text = format!("{text}\n");
+    // Not truncated first: some file systems then write a file through to the disk each time it is closed.
+    let mut file = File::options().create(true).truncate(false).write(true).open(path).unwrap();
+    io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+    file.set_len(text.len() as u64).unwrap();
 }
 
 #[cfg(test)]

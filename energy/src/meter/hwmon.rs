@@ -72,7 +72,8 @@ pub fn open(host: &Host) -> Result<Sensors, MeterError> {
 
 /// The power file of a whole node, if the firmware shows one: what `energy.bmc_file` may be set to.
 pub fn node_power_file(host: &Host) -> Option<PathBuf> {
-    acpi_meters(host).into_iter().find(|(label, _)| !label.contains("Socket")).map(|(_, path)| path)
+    let meters = acpi_meters(host).into_iter();
+    meters.filter(|(label, _)| !label.to_lowercase().contains("socket")).map(|(_, path)| path).next()
 }
 
 /// The meter of one power sensor.

@@ -49,11 +49,9 @@ pub(super) fn try_out(
             };
             // One that never counted is as good as absent; one that stopped deserves a look.
             let kind = if shown == Some(0) { MeterErrorKind::Gone } else { MeterErrorKind::Fatal };
-            (
-                kind,
-                message,
-                "it is not counted; hypervisors and some boards show counters that nothing drives",
-            )
+            let remedy = "it is not counted, since hypervisors and some boards show counters that nothing drives; \
+                          where there is no other, use energy.meter = \"model\"";
+            (kind, message, remedy)
         } else {
             kept.push(index);
             tried.meters.push(meter);
