@@ -25,8 +25,8 @@ const COMMAND_PERIOD: Duration = Duration::from_secs(5);
 const COMMAND_LIMIT: Duration = Duration::from_secs(3);
 /// A file that nobody has written for so long shows the past.
 const STALE_AFTER: Duration = Duration::from_secs(60);
-/// Power is not carried over more than this many periods.
-const LONGEST_PERIODS: u32 = 6;
+/// Power is not carried over more than this many samples.
+const MOST_SAMPLES: u32 = 6;
 /// No node of one operating system draws more.
 const NODE_MAX: Watts = Watts(100_000.0);
 
@@ -53,16 +53,14 @@ impl BmcMeter {
             (true, false) => Source::Command(config.bmc_command.clone()),
             _ => return Err(unnamed(host)),
         };
-        let period = source.period();
+        let period = source.period().max(Duration::from_millis(config.interval_ms));
         let meter = BmcMeter {
             domain: [Domain { name: "node".into(), sensor: "bmc", provenance: Provenance::IntegratedPower }],
             source,
-            integrator: PowerIntegrator::new(period * LONGEST_PERIODS, NODE_MAX),
+            integrator: PowerIntegrator::new(period * MOST_SAMPLES, NODE_MAX),
         };
-        match meter.source.power() {
-            Ok(_) => Ok(meter),
-            Err(message) => Err(failure(MeterErrorKind::Fatal, message)),
-        }
+        meter.source.power().map_err(|message| failure(MeterErrorKind::Fatal, message))?;
+        Ok(meter)
     }
 }
 
@@ -123,7 +121,7 @@ fn power_of_file(path: &Path) -> Result<Watts, String> {
 
 fn unnamed(host: &Host) -> MeterError {
     let hint = match super::hwmon::node_power_file(host) {
-        Some(path) => format!("set energy.bmc_file = {:?}, which this machine's firmware shows", path.display().to_string()),
+        Some(path) => format!("set energy.bmc_file = {path:?}, which this machine's firmware shows"),
         None => "set energy.bmc_command = [\"ipmitool\", \"dcmi\", \"power\", \"reading\"] (which needs root or the \
                  group that owns /dev/ipmi0), or energy.bmc_file to a file that holds the node's power"
             .into(),
@@ -183,6 +181,15 @@ mod tests {
         let late = at(3600).unwrap();
         assert_eq!(late.cumulative, [MicroJoules(1_800_000_000)]);
         assert_eq!(late.notes[0].event, CounterEvent::Gap);
+    }
+
+    #[test]
+    fn a_slow_sampler_leaves_no_gaps() {
+        let config = EnergyConfig { interval_ms: 10_000, ..config(&["echo", "100 W"], PathBuf::new()) };
+        let mut meter = BmcMeter::open(&Host::this(), &config).unwrap();
+        let mut at = |s| meter.read(Duration::from_secs(s)).unwrap();
+        at(0);
+        assert_eq!(at(40), Reading { cumulative: vec![MicroJoules(4_000_000_000)], notes: Vec::new() });
     }
 
     #[test]

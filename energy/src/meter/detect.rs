@@ -57,15 +57,13 @@ impl Detected {
 
     /// Adds the meter that the configuration names, which must work.
     fn add_named(&mut self, host: &Host, config: &EnergyConfig) -> Result<(), MeterError> {
-        let before = self.meters.len();
         let opened = match config.meter {
             MeterChoice::Perf => self.add_perf(host, config.rapl_scope),
             MeterChoice::Rapl => self.add_rapl(host, config.rapl_scope),
-            MeterChoice::Hwmon => self.add_hwmon(host),
+            MeterChoice::Hwmon => self.add_hwmon(host, config),
             MeterChoice::Bmc => BmcMeter::open(host, config).map(|meter| self.meters.push(Box::new(meter))),
             _ => ModelMeter::open(host, config).map(|meter| self.meters.push(Box::new(meter))),
         };
-        debug_assert!(opened.is_err() || self.meters.len() > before);
         opened.map_err(|error| explain(host, error))
     }
 
@@ -76,7 +74,7 @@ impl Detected {
         for open in [
             Box::new(|found: &mut Self| found.add_perf(host, scope)) as Box<dyn Fn(&mut Self) -> _>,
             Box::new(|found: &mut Self| found.add_rapl(host, scope)),
-            Box::new(|found: &mut Self| found.add_hwmon(host)),
+            Box::new(|found: &mut Self| found.add_hwmon(host, config)),
         ] {
             match open(self) {
                 Ok(()) => return Ok(()),
@@ -95,6 +93,8 @@ impl Detected {
         let zones = rapl::zones(host, scope).ok();
         let names: Option<Vec<String>> = zones.map(|zones| zones.into_iter().map(|(name, _)| name).collect());
         let tried = perf::open(host, scope, names.as_deref())?;
+        let uncounted = names.iter().flatten().filter(|name| !tried.domains.contains(name));
+        self.passed_over.extend(uncounted.map(|name| only_in_powercap(name)));
         self.meters.extend(tried.meters.into_iter().map(|meter| Box::new(meter) as Box<dyn Meter>));
         self.passed_over.extend(tried.left_out);
         Ok(())
@@ -108,8 +108,8 @@ impl Detected {
         Ok(())
     }
 
-    fn add_hwmon(&mut self, host: &Host) -> Result<(), MeterError> {
-        let sensors = hwmon::open(host)?;
+    fn add_hwmon(&mut self, host: &Host, config: &EnergyConfig) -> Result<(), MeterError> {
+        let sensors = hwmon::open(host, Duration::from_millis(config.interval_ms))?;
         self.meters.extend(sensors.meters);
         self.passed_over.extend(sensors.left_out);
         Ok(())
@@ -118,6 +118,15 @@ impl Detected {
     /// Keeps what the user should hear: not that something is absent.
     fn pass_over_unless_gone(&mut self, error: Option<MeterError>) {
         self.passed_over.extend(error.filter(|error| error.kind != MeterErrorKind::Gone));
+    }
+}
+
+fn only_in_powercap(name: &str) -> MeterError {
+    MeterError {
+        sensor: "perf",
+        kind: MeterErrorKind::Gone,
+        message: format!("powercap has the domain {name} and perf events have not: it is not counted"),
+        remedy: "use energy.meter = \"rapl\" to count all that powercap has".into(),
     }
 }
 
@@ -276,6 +285,27 @@ mod tests {
         check(EVERYTHING, RaplScope::Psys, &[("perf", "psys")]);
         let alone = Has { powercap: false, psys: false, ..EVERYTHING };
         check(alone, RaplScope::Package, &[("perf", "package-0"), ("perf", "dram-0")]);
+    }
+
+    #[test]
+    fn a_domain_that_powercap_alone_has_is_named() {
+        let (root, host) = machine(EVERYTHING);
+        write(root.path(), "sys/class/powercap/intel-rapl:2/name", "package-1");
+        let mut found = Detected::nothing();
+        found.add_perf(&host, RaplScope::Package).unwrap();
+        assert_eq!(found.meters.len(), 1);
+        assert!(found.passed_over[0].message.contains("powercap has the domain package-1"));
+    }
+
+    #[test]
+    fn the_power_of_the_node_stands_alone() {
+        let command = ["echo", "250 Watts"].map(String::from).to_vec();
+        let config =
+            EnergyConfig { meter: MeterChoice::Bmc, bmc_command: command, ..EnergyConfig::default() };
+        let meters = detect(&config).unwrap().meters;
+        let domains: Vec<_> = meters.iter().flat_map(|meter| meter.domains()).collect();
+        assert_eq!(domains.len(), 1);
+        assert_eq!((domains[0].sensor, domains[0].name.as_ref()), ("bmc", "node"));
     }
 
     #[test]

@@ -31,8 +31,8 @@ const HWMON: &str = "/sys/class/hwmon";
 const SHORTEST_PERIOD: Duration = Duration::from_millis(50);
 /// For a sensor that does not tell over which time it averages.
 const USUAL_PERIOD: Duration = Duration::from_secs(1);
-/// Power is not carried over more than this many periods.
-const LONGEST_PERIODS: u32 = 10;
+/// Power is not carried over more than this many samples.
+const MOST_SAMPLES: u32 = 10;
 
 /// Meters in hwmon, and what was left out and why.
 #[derive(Default)]
@@ -43,11 +43,11 @@ pub struct Sensors {
     pub left_out: Vec<MeterError>,
 }
 
-/// Opens the sensors of `host`'s processors: energy counters, or else power.
+/// Opens the sensors of `host`'s processors, to be sampled at `interval`: energy counters, or else power.
 ///
 /// # Errors
 /// `Gone` when there are none; `Fatal` when they may not be read.
-pub fn open(host: &Host) -> Result<Sensors, MeterError> {
+pub fn open(host: &Host, interval: Duration) -> Result<Sensors, MeterError> {
     let counters = energy_files(host)
         .into_iter()
         .map(|(name, path)| {
@@ -62,7 +62,7 @@ pub fn open(host: &Host) -> Result<Sensors, MeterError> {
     }
     let mut sensors = Sensors::default();
     for (name, path) in power_files(host) {
-        sensors.meters.push(Box::new(PowerMeter::open(&name, &path)?));
+        sensors.meters.push(Box::new(PowerMeter::open(&name, &path, interval)?));
     }
     if sensors.meters.is_empty() {
         return Err(absent(format!("{HWMON}: no sensor of a processor")));
@@ -86,18 +86,17 @@ struct PowerMeter {
 }
 
 impl PowerMeter {
-    fn open(name: &str, path: &Path) -> Result<Self, MeterError> {
+    fn open(name: &str, path: &Path, interval: Duration) -> Result<Self, MeterError> {
         let file = File::open(path).map_err(|error| unreadable(path, &error))?;
-        let interval = path.with_file_name("power1_average_interval");
-        let interval =
-            host::text(&interval).ok().and_then(|text| text.parse().ok()).filter(|&ms: &u64| ms > 0);
-        let period = interval.map_or(USUAL_PERIOD, Duration::from_millis).max(SHORTEST_PERIOD);
+        let averaged = host::text(&path.with_file_name("power1_average_interval")).ok();
+        let averaged = averaged.and_then(|text| text.parse().ok()).filter(|&ms: &u64| ms > 0);
+        let period = averaged.map_or(USUAL_PERIOD, Duration::from_millis).max(SHORTEST_PERIOD);
         let meter = PowerMeter {
             domain: [Domain { name: name.into(), sensor: "hwmon", provenance: Provenance::IntegratedPower }],
             file,
             path: path.into(),
             period,
-            integrator: PowerIntegrator::new(period * LONGEST_PERIODS, PACKAGE.max_watts),
+            integrator: PowerIntegrator::new(period.max(interval) * MOST_SAMPLES, PACKAGE.max_watts),
         };
         meter.power().map_err(|error| unreadable(path, &error))?;
         Ok(meter)
@@ -227,6 +226,8 @@ mod tests {
     use crate::units::MicroJoules;
     use std::cell::Cell;
 
+    const INTERVAL: Duration = Duration::from_millis(100);
+
     fn names(sensors: &Sensors) -> Vec<String> {
         sensors.meters.iter().map(|meter| meter.domains()[0].name.to_string()).collect()
     }
@@ -258,7 +259,7 @@ mod tests {
             time.set(time.get() + 1);
         };
         show();
-        let sensors = open(&Host::fake(root.path(), show)).unwrap();
+        let sensors = open(&Host::fake(root.path(), show), INTERVAL).unwrap();
         assert_eq!(names(&sensors), ["package-0", "package-1"]);
         assert_eq!(sensors.meters[0].domains()[0].provenance, Provenance::MeasuredCounter);
     }
@@ -271,7 +272,7 @@ mod tests {
         grace(root.path(), 3, "Grace Power Socket 0", 100_000_000);
         grace(root.path(), 4, "CPU Power Socket 0", 70_000_000);
         let host = Host::fake(root.path(), || ());
-        let mut sensors = open(&host).unwrap();
+        let mut sensors = open(&host, INTERVAL).unwrap();
         assert_eq!(names(&sensors), ["package-0", "package-1"]);
         let meter = &mut sensors.meters[0];
         assert_eq!(meter.domains()[0].provenance, Provenance::IntegratedPower);
@@ -301,7 +302,7 @@ mod tests {
         write(root.path(), "sys/class/hwmon/hwmon0/name", "power_meter");
         write(root.path(), "sys/class/hwmon/hwmon0/power1_average", "345000000");
         let host = Host::fake(root.path(), || ());
-        assert_eq!(open(&host).err().unwrap().kind, MeterErrorKind::Gone);
+        assert_eq!(open(&host, INTERVAL).err().unwrap().kind, MeterErrorKind::Gone);
         assert!(node_power_file(&host).unwrap().ends_with("hwmon0/power1_average"));
     }
 }

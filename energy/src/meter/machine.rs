@@ -125,7 +125,7 @@ mod tests {
         assert_eq!(machine.watts_per_thread, Watts(280.0 / 128.0));
         let expect = (16u64 << 30) as f64 / (527_956_708.0 * 1024.0);
         assert!((machine.memory.share - expect).abs() < 1e-12);
-        // 503.5 GB: 16 modules of 32 GB, 70 W on x86, 21 W on Arm; 16 GB of it about 2.2 W, not the 189 W of 3 W each 8 GB.
+        // 503.5 GB are 16 modules of 32 GB: 70 W, of which 16 GB are 2.2 W. At 3 W for each 8 GB it would be 6 W.
         assert!(machine.memory.watts().0 < 2.3, "{}", machine.describe());
     }
 

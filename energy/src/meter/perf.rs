@@ -327,8 +327,10 @@ mod tests {
     #[test]
     fn dies_that_mirror_one_counter_are_counted_once() {
         let root = device(&[("energy-pkg", "event=0x02")], "0,8,16");
+        // Each event counts from its own opening.
         let by_package = |_: &PerfEvent, cpu: u32| {
-            Ok(counts((1..200).map(move |n| n * (JOULE + u64::from(cpu / 16) * 50_000))))
+            let start = u64::from(cpu) * 12_345_678;
+            Ok(counts((1..200).map(move |n| start + n * (JOULE + u64::from(cpu / 16) * 50_000))))
         };
         let host = Host::fake(root.path(), || ()).with_events(by_package);
         let tried = open(&host, RaplScope::Package, None).unwrap();

@@ -293,6 +293,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn whatever_the_register_shows_energy_never_falls_and_stays_plausible(
             shown in prop::collection::vec((0u64..3000, prop::option::of(0u64..RANGE)), 1..100),
