@@ -7,9 +7,13 @@
 //! Sources: Linux `arch/x86/events/rapl.c`, `perf_event_open(2)`,
 //! `Documentation/admin-guide/sysctl/kernel.rst` (perf_event_paranoid).
 
+mod event;
+
 use std::collections::BTreeSet;
-use std::fs::File;
 use std::io;
+
+pub use event::PerfEvent;
+pub(super) use event::open_event;
 
 use super::host::Host;
 use super::register::{Register, RegisterMeter};
@@ -18,15 +22,6 @@ use super::{MeterError, MeterErrorKind};
 use crate::config::RaplScope;
 
 const DEVICE: &str = "/sys/bus/event_source/devices/power";
-
-/// What to ask of the kernel: an event of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PerfEvent {
-    /// The device's number.
-    pub kind: u32,
-    /// The event's number.
-    pub config: u64,
-}
 
 /// An event as sysfs describes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -135,61 +130,6 @@ fn cpu_list(text: &str) -> Option<Vec<u32>> {
     Some(cpus.into_iter().collect())
 }
 
-/// Opens `event` on `cpu` for all processes, closed when another program is executed.
-#[cfg(target_os = "linux")]
-pub(super) fn open_event(event: &PerfEvent, cpu: u32) -> io::Result<File> {
-    use std::os::fd::FromRawFd;
-
-    /// `struct perf_event_attr` of its first version; everything that is 0 is a default.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attributes {
-        kind: u32,
-        size: u32,
-        config: u64,
-        sample_period: u64,
-        sample_type: u64,
-        read_format: u64,
-        flags: u64,
-        wakeup_events: u32,
-        breakpoint_type: u32,
-        breakpoint_address: u64,
-    }
-    const EVERY_PROCESS: libc::pid_t = -1;
-    const NO_GROUP: libc::c_int = -1;
-    const CLOSE_ON_EXEC: libc::c_ulong = 8;
-
-    let attributes = Attributes {
-        kind: event.kind,
-        size: size_of::<Attributes>() as u32,
-        config: event.config,
-        ..Attributes::default()
-    };
-    let cpu = libc::c_int::try_from(cpu).map_err(io::Error::other)?;
-    // SAFETY: `attributes` is a perf_event_attr whose `size` is its own size, and the call only reads it.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_perf_event_open,
-            std::ptr::from_ref(&attributes),
-            EVERY_PROCESS,
-            cpu,
-            NO_GROUP,
-            CLOSE_ON_EXEC,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just given this descriptor to us alone; descriptors fit a C int.
-    Ok(unsafe { File::from_raw_fd(fd as libc::c_int) })
-}
-
-/// Other systems have no perf events.
-#[cfg(not(target_os = "linux"))]
-pub(super) fn open_event(_: &PerfEvent, _: u32) -> io::Result<File> {
-    Err(io::Error::from(io::ErrorKind::Unsupported))
-}
-
 fn absent(message: String) -> MeterError {
     MeterError {
         sensor: "perf",
@@ -238,6 +178,7 @@ mod tests {
     use super::*;
     use crate::meter::Meter;
     use crate::meter::host::write;
+    use std::fs::File;
     use std::io::Write;
     use std::time::Duration;
 
@@ -405,26 +346,6 @@ mod tests {
             ("a", None),
         ] {
             assert_eq!(cpu_list(text), expect, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn this_kernel_answers_the_call() {
-        // The CPU clock of the software device is there wherever perf events are; sandboxes refuse it.
-        const SOFTWARE_CPU_CLOCK: PerfEvent = PerfEvent { kind: 1, config: 0 };
-        match open_event(&SOFTWARE_CPU_CLOCK, 0) {
-            Ok(mut event) => {
-                let mut count = [0; 8];
-                std::io::Read::read_exact(&mut event, &mut count).unwrap();
-                let first = u64::from_ne_bytes(count);
-                std::io::Read::read_exact(&mut event, &mut count).unwrap();
-                assert!(u64::from_ne_bytes(count) > first);
-            }
-            Err(error) => {
-                let code = error.raw_os_error();
-                let refusals = [libc::EACCES, libc::EPERM, libc::ENOSYS];
-                assert!(code.is_some_and(|code| refusals.contains(&code)), "{error}");
-            }
         }
     }
 }

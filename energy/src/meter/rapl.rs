@@ -21,9 +21,9 @@ use crate::config::RaplScope;
 const POWERCAP: &str = "/sys/class/powercap";
 
 const REMEDY: &str = "allow reading with `sudo chmod a+r /sys/class/powercap/*rapl*/energy_uj` until the next boot, \
-     or for good with the udev rule `SUBSYSTEM==\"powercap\", ACTION==\"add\", \
-     RUN+=\"/bin/chgrp power /sys%p/energy_uj\", RUN+=\"/bin/chmod g+r /sys%p/energy_uj\"` and the user in the \
-     group power";
+     or for good to a group with `sudo groupadd -f energy; sudo usermod -aG energy $USER` and the udev rule \
+     `SUBSYSTEM==\"powercap\", ACTION==\"add\", RUN+=\"/bin/chgrp energy /sys%p/energy_uj\", \
+     RUN+=\"/bin/chmod g+r /sys%p/energy_uj\"`";
 
 /// What can be counted through powercap.
 pub struct Powercap {
