@@ -171,6 +171,15 @@ mod tests {
     }
 
     #[test]
+    fn power_that_drops_falls_to_zero_and_not_below() {
+        let mut curve = Curve::new(SECOND, Duration::ZERO, MicroJoules(0));
+        curve.push(SECOND, MicroJoules(1_000_000_000));
+        curve.push(SECOND * 2, MicroJoules(1_001_000_000));
+        // From 2 W to 0 W: three quarters of the joule in the first half.
+        assert_eq!(curve.at(SECOND * 3 / 2), 1_000_750_000);
+    }
+
+    #[test]
     fn a_counter_read_at_the_edge_leaves_no_remainder() {
         let mut curve = Curve::new(Duration::ZERO, Duration::ZERO, MicroJoules(5));
         curve.push(SECOND, MicroJoules(105));

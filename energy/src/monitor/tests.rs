@@ -149,23 +149,30 @@ fn a_closure_is_measured_with_the_provenance_of_its_joules() {
 
 #[test]
 fn the_energy_of_a_sleep_is_unknown_and_its_jump_is_no_spike() {
-    // 1 J every 100 ms; in the sleep after the second the counter jumps by 2.5 GJ, in the next it is reset.
-    let (monitor, hand) = monitor(rising(&[0, 1, 1, 2_500_000_000, 1, 1]));
-    let tick = || hand.advance(MS * 100);
-    tick();
-    tick();
-    assert!(monitor.close_window(WindowKind::Step).complete);
-    hand.sleep(MS * 60_000);
-    tick();
-    let asleep = monitor.close_window(WindowKind::Step);
-    assert_eq!((asleep.joules, asleep.complete), (Some(Joules(0.0)), false));
-    tick();
-    let awake = monitor.close_window(WindowKind::Step);
-    assert_eq!((awake.joules, awake.complete), (Some(Joules(1.0)), true));
-    let totals = monitor.finish();
-    assert_eq!(totals.domains[0].total, MicroJoules(3_000_000));
-    assert_eq!((totals.sleeps, totals.spikes, totals.resets), (1, 0, 0));
-    assert!((totals.gap.0 - 60.1).abs() < 1e-9, "{}", totals.gap.0);
+    // Over a sleep the counter jumps further than it could draw, by what it could draw, or starts anew.
+    for jump in [2_500_000_000, 10, 0] {
+        let mut points: Vec<_> = [0, 1, 2, 2 + jump, 3 + jump].map(|joules| joules * 1_000_000).into();
+        if jump == 0 {
+            points[3..].copy_from_slice(&[0, 1_000_000]);
+        }
+        let points = points.into_iter().enumerate().map(|(tick, raw)| (MS * 100 * tick as u32, Some(raw)));
+        let (monitor, hand) =
+            monitor(ReplayMeter::new(vec![package(None, points.collect())], Duration::ZERO));
+        hand.advance(MS * 100);
+        hand.advance(MS * 100);
+        assert!(monitor.close_window(WindowKind::Step).complete);
+        hand.sleep(MS * 60_000);
+        hand.advance(MS * 100);
+        let asleep = monitor.close_window(WindowKind::Step);
+        assert_eq!((asleep.joules, asleep.complete), (Some(Joules(0.0)), false), "{jump}");
+        hand.advance(MS * 100);
+        let awake = monitor.close_window(WindowKind::Step);
+        assert_eq!((awake.joules, awake.complete), (Some(Joules(1.0)), true), "{jump}");
+        let totals = monitor.finish();
+        assert_eq!(totals.domains[0].total, MicroJoules(3_000_000));
+        assert_eq!((totals.sleeps, totals.spikes, totals.resets), (1, 0, 0));
+        assert!((totals.gap.0 - 60.1).abs() < 1e-9, "{}", totals.gap.0);
+    }
 }
 
 #[test]

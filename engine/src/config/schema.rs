@@ -187,6 +187,7 @@ mod tests {
                 "tokenizer.path",
                 "optimizer.micro_batch_sequences",
                 "energy.tdp_watts",
+                "energy.trace",
                 "carbon.grams_per_kwh",
                 "carbon.wue_l_per_kwh",
                 "carbon.embodied",
