@@ -282,6 +282,15 @@ fn inspect_shows_the_experts_of_a_sparse_run() {
 }
 
 #[test]
+fn inspect_names_a_damaged_checkpoint_and_shows_the_one_before() {
+    let workshop = trained(&["checkpoint.every_steps=20"]);
+    workshop.write("run/checkpoints/step-00000040/manifest.json", "{");
+    let ran = workshop.run(&["inspect", "run", "--format", "json"]);
+    assert_eq!((ran.code, &ran.json()["checkpoint_step"]), (0, &20.into()));
+    assert!(ran.stderr.contains("refused") && ran.stderr.contains("step-00000040"), "{}", ran.stderr);
+}
+
+#[test]
 fn inspect_shows_a_dense_run_without_experts() {
     let workshop = Workshop::new();
     let config = fs::read_to_string(workshop.path("config.toml")).expect("it is there");

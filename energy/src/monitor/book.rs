@@ -252,21 +252,27 @@ impl Book {
 
     /// Ends the open window at `edge` and begins the next.
     pub(super) fn close(&mut self, kind: WindowKind, edge: Duration) -> WindowEnergy {
+        let window = self.in_progress(kind, edge);
         let start = std::mem::replace(&mut self.window_start, edge);
-        let doubts = std::mem::replace(&mut self.doubts_before_window, self.doubts);
-        let mut domains = Vec::with_capacity(self.tracks.len());
-        for track in &mut self.tracks {
-            // Without a reading inside the window its energy is unknown, and joins the window that reads it again.
-            if !track.is_unknown_since(start) {
-                let microjoules = track.curve.take_until(edge);
-                domains.push(part(track, edge.saturating_sub(start), microjoules));
-            }
+        // What is unknown in this window joins the one that reads it again.
+        for track in self.tracks.iter_mut().filter(|track| !track.is_unknown_since(start)) {
+            track.curve.take_until(edge);
         }
-        let Balance { domains, error_bound, complete } = self.balance(domains, start, doubts);
-        let seq = self.windows;
+        self.doubts_before_window = self.doubts;
         self.windows += 1;
-        let duration = edge.saturating_sub(start).into();
-        WindowEnergy::new(seq, kind, duration, error_bound, complete, domains)
+        window
+    }
+
+    /// The open window as it would be if it ended at `edge`.
+    pub(super) fn in_progress(&self, kind: WindowKind, edge: Duration) -> WindowEnergy {
+        let start = self.window_start;
+        let duration = edge.saturating_sub(start);
+        let balance = self.balance(start, self.doubts_before_window, |index| {
+            let track = &self.tracks[index];
+            part(track, duration, track.curve.until(edge))
+        });
+        let Balance { domains, error_bound, complete } = balance;
+        WindowEnergy::new(self.windows, kind, duration.into(), error_bound, complete, domains)
     }
 
     /// Begins a span at `edge`.
@@ -278,25 +284,30 @@ impl Book {
     /// The energy from the start of a span to `edge`; windows and other spans are not touched.
     pub(super) fn close_span(&self, name: String, start: &SpanStart, edge: Duration) -> SpanEnergy {
         let duration = edge.saturating_sub(start.at);
-        let known =
-            self.tracks.iter().zip(&start.reached).filter(|(track, _)| !track.is_unknown_since(start.at));
-        let domains = known.map(|(track, before)| {
+        let balance = self.balance(start.at, start.doubts, |index| {
+            let (track, before) = (&self.tracks[index], start.reached[index]);
             let reached = track.curve.reached(edge);
             part(track, duration, MicroJoules(reached.0.saturating_sub(before.0)))
         });
-        let Balance { domains, error_bound, complete } =
-            self.balance(domains.collect(), start.at, start.doubts);
+        let Balance { domains, error_bound, complete } = balance;
         SpanEnergy::new(name, duration.into(), error_bound, complete, domains)
     }
 
-    fn balance(&self, domains: Vec<DomainEnergy>, start: Duration, doubts: u64) -> Balance {
-        let lagging = self.tracks.iter().filter(|track| !track.curve.lag().is_zero());
-        // Both edges of a window are late by the lag.
-        let error_bound = lagging
-            .filter(|track| !track.is_unknown_since(start))
-            .map(|track| 2.0 * track.curve.edge_error().0)
-            .reduce(|sum, bound| sum + bound)
-            .map(Joules);
+    /// The parts of the tracks that were read since `start`, with what is to be said of them all.
+    fn balance(&self, start: Duration, doubts: u64, part: impl Fn(usize) -> DomainEnergy) -> Balance {
+        let mut error_bound = None;
+        let mut domains = Vec::with_capacity(self.tracks.len());
+        for (index, track) in self.tracks.iter().enumerate() {
+            if track.is_unknown_since(start) {
+                continue;
+            }
+            if !track.curve.lag().is_zero() {
+                // Both edges are late by the lag.
+                let both = Joules(2.0 * track.curve.edge_error().0);
+                error_bound = Some(error_bound.unwrap_or_default() + both);
+            }
+            domains.push(part(index));
+        }
         let complete = doubts == self.doubts && self.tracks.iter().all(Track::is_well);
         Balance { domains, error_bound, complete }
     }

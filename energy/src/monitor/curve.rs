@@ -49,9 +49,14 @@ impl Curve {
 
     /// Gives a window that ends at `edge` all energy up to there that no window has had yet.
     pub(crate) fn take_until(&mut self, edge: Duration) -> MicroJoules {
-        let taken = self.reached(edge).0.saturating_sub(self.given);
-        self.given += taken;
-        MicroJoules(taken)
+        let taken = self.until(edge);
+        self.given += taken.0;
+        taken
+    }
+
+    /// What a window that ended at `edge` would be given.
+    pub(crate) fn until(&self, edge: Duration) -> MicroJoules {
+        MicroJoules(self.reached(edge).0.saturating_sub(self.given))
     }
 
     /// How far the energy has come for a window that ends at `edge`.

@@ -55,8 +55,10 @@ struct Shared {
 
 struct Source {
     meter: Mutex<Box<dyn Meter>>,
-    /// Zero: read at every edge and every interval. Otherwise: read by the sampler, once per period.
-    period: Duration,
+    /// Always fresh: read at every edge. Others are read by the sampler only.
+    fresh: bool,
+    /// Time between two readings by the sampler: the update period, for a fresh one the interval.
+    every: Duration,
 }
 
 impl EnergyMonitor {
@@ -110,6 +112,16 @@ impl EnergyMonitor {
         self.shared.at_edge(|book, edge| book.close_span(name, start, edge))
     }
 
+    /// A question that can be asked from any thread: the energy of the open window so far, for
+    /// [`Ledger::watch`](crate::Ledger::watch). Meters whose readings are always fresh are read for it.
+    pub fn in_progress(&self) -> impl Fn() -> WindowEnergy + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            shared.read_where(|source, _| source.fresh);
+            shared.book().in_progress(WindowKind::Open, shared.clock.now())
+        }
+    }
+
     /// Samples every meter that is due, as the sampler thread does at its interval.
     pub fn sample(&self) {
         self.shared.read_where(|source, state| source.due(self.shared.clock.now(), state));
@@ -161,7 +173,7 @@ impl EnergyMonitorBuilder {
         self
     }
 
-    /// Time between two samples.
+    /// Time between two samples; sensors whose power is integrated are read more often where it is long.
     pub fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
@@ -199,7 +211,8 @@ impl EnergyMonitorBuilder {
             // The sampler may come up to one interval after the counter's own update.
             let lag = if period.is_zero() { period } else { period + self.interval };
             book.add_source(meter.domains(), (period, lag), taken, &first?);
-            sources.push(Source { meter: Mutex::new(meter), period });
+            let every = if period.is_zero() { self.interval } else { period };
+            sources.push(Source { meter: Mutex::new(meter), fresh: period.is_zero(), every });
         }
         if let Some(path) = self.recording {
             let recorder = TraceWriter::create(path, book.domains())?;
@@ -216,9 +229,11 @@ impl EnergyMonitorBuilder {
         });
         let mut monitor = EnergyMonitor { shared, sampler: None, source_label };
         if self.with_sampler && !monitor.shared.sources.is_empty() {
-            let (shared, interval) = (Arc::clone(&monitor.shared), self.interval);
+            let shared = Arc::clone(&monitor.shared);
+            // Power has to be read more often than a long interval says.
+            let tick = shared.sources.iter().map(|source| source.every).fold(self.interval, Duration::min);
             let thread = std::thread::Builder::new().name("energy-sampler".into());
-            let started = thread.spawn(move || shared.run_sampler(interval));
+            let started = thread.spawn(move || shared.run_sampler(tick));
             let refused =
                 |error: std::io::Error| Error::Thread { what: "energy sampler", reason: error.to_string() };
             monitor.sampler = Some(started.map_err(refused)?);
@@ -229,7 +244,7 @@ impl EnergyMonitorBuilder {
 
 impl Source {
     fn due(&self, now: Duration, state: &SourceState) -> bool {
-        now.saturating_sub(state.last_try) >= self.period
+        now.saturating_sub(state.last_try) >= self.every
     }
 }
 
@@ -255,17 +270,17 @@ impl Shared {
     fn at_edge<T>(&self, look: impl FnOnce(&mut Book, Duration) -> T) -> T {
         let edge = self.clock.now();
         let cpu_before = thread_cpu_time();
-        self.read_where(|source, _| source.period.is_zero());
+        self.read_where(|source, _| source.fresh);
         let mut book = self.book();
         let seen = look(&mut book, edge);
         book.closing_cpu += thread_cpu_time().saturating_sub(cpu_before);
         seen
     }
 
-    fn run_sampler(&self, interval: Duration) {
+    fn run_sampler(&self, tick: Duration) {
         let mut stop = lock(&self.stop);
         while !*stop {
-            (stop, _) = self.stopped.wait_timeout(stop, interval).unwrap_or_else(PoisonError::into_inner);
+            (stop, _) = self.stopped.wait_timeout(stop, tick).unwrap_or_else(PoisonError::into_inner);
             if *stop {
                 return;
             }

@@ -317,4 +317,18 @@ fn windows_of_50_ms_on_a_counter_of_1_hz_err_by_less_than_2_percent_on_smooth_po
     worst_window_error("warm-up", |t| 350.0 - 200.0 * (-t / 12.0).exp());
 }
 
+#[test]
+fn the_window_in_progress_is_what_closing_it_would_give() {
+    let points = (0..100).map(|tick| (MS * 100 * tick, Some(u64::from(tick) * 5_000_000)));
+    let (monitor, hand) = monitor(ReplayMeter::new(vec![package(None, points.collect())], Duration::ZERO));
+    let in_progress = monitor.in_progress();
+    hand.advance(MS * 1000);
+    let open = in_progress();
+    assert_eq!((open.seq, open.kind, open.microjoules()), (0, WindowKind::Open, MicroJoules(50_000_000)));
+    let closed = monitor.close_window(WindowKind::Step);
+    assert_eq!(WindowEnergy { kind: WindowKind::Open, ..closed }, open);
+    hand.advance(MS * 500);
+    assert_eq!((in_progress().seq, in_progress().microjoules()), (1, MicroJoules(25_000_000)));
+}
+
 mod random;

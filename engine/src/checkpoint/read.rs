@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::directory;
 use super::error::{CheckpointError, Result};
 use super::manifest::{self, Manifest, Shard, TensorRecord};
-use super::safetensors::{Reader, dtype_name, hash_tensor};
+use super::safetensors::{Reader, hash_tensor};
 use super::state::Progress;
 use super::state::{NamedTensor, State};
 
@@ -56,16 +56,21 @@ pub struct Header {
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The newest checkpoint whose manifest is right; its tensors are not looked at. Nothing when there is none.
+/// The newest checkpoint whose manifest is right, and newer ones whose manifest is not; tensors are not looked at.
 ///
 /// # Errors
 /// When the directory cannot be listed.
-pub fn newest_header(checkpoints_dir: &Path) -> Result<Option<Header>> {
-    let directories = directory::list(checkpoints_dir)?;
-    Ok(directories.into_iter().find_map(|directory::StepDirectory { path, .. }| {
-        let manifest = Manifest::read(&path).ok()?;
-        Some(Header { path, progress: manifest.progress, extra: manifest.extra })
-    }))
+pub fn newest_header(checkpoints_dir: &Path) -> Result<(Option<Header>, Vec<Rejected>)> {
+    let mut rejected = Vec::new();
+    for directory::StepDirectory { path, .. } in directory::list(checkpoints_dir)? {
+        match Manifest::read(&path) {
+            Ok(Manifest { progress, extra, .. }) => {
+                return Ok((Some(Header { path, progress, extra }), rejected));
+            }
+            Err(reason) => rejected.push(Rejected { path, reason }),
+        }
+    }
+    Ok((None, rejected))
 }
 
 /// The newest checkpoint of which every byte is right.
@@ -145,7 +150,7 @@ fn read_shard(directory: &Path, shard: &Shard, records: &[TensorRecord]) -> Resu
     }
     for entry in &header.entries {
         let agrees = |record: &&TensorRecord| {
-            record.dtype == dtype_name(entry.dtype)
+            record.dtype == entry.stored.name()
                 && record.shape == entry.shape
                 && record.offset == header.data_start + entry.start
                 && record.bytes == entry.bytes

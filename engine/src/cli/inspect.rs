@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint;
 use crate::cli::{exit, print};
 use crate::files;
-use crate::telemetry::format;
+use crate::telemetry::{format, message};
 use crate::train::RunDirectory;
 
 /// Flags of `wattle inspect`.
@@ -58,7 +58,10 @@ impl View {
             Value::Object(step) => Some(step),
             _ => None,
         });
-        let manifest = checkpoint::newest_header(&run.checkpoints())?;
+        let (manifest, rejected) = checkpoint::newest_header(&run.checkpoints())?;
+        for rejected in &rejected {
+            message(format_args!("checkpoint refused: {}", rejected.reason));
+        }
         let expert_tokens = manifest
             .as_ref()
             .and_then(|manifest| manifest.extra.get("expert_tokens"))

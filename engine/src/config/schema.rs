@@ -110,9 +110,36 @@ pub(super) fn expected(key: &Value) -> Option<String> {
     }
 }
 
-/// The known key that is nearest to an unknown one, by edits of the name. A key of another section counts only
-/// when its name is almost the same, so that a well-known key in the wrong section is found and chance is not.
+/// What other programs call our keys: names too far from ours to be found by their letters.
+const OTHER_NAMES: [(&str, &str); 19] = [
+    ("lr", "optimizer.learning_rate"),
+    ("wd", "optimizer.weight_decay"),
+    ("grad_clip", "optimizer.clip_norm"),
+    ("max_grad_norm", "optimizer.clip_norm"),
+    ("batch_size", "optimizer.batch_sequences"),
+    ("micro_batch_size", "optimizer.micro_batch_sequences"),
+    ("seq_len", "data.sequence_length"),
+    ("context_length", "data.sequence_length"),
+    ("dim", "model.d_model"),
+    ("hidden_size", "model.d_model"),
+    ("n_layers", "model.num_layers"),
+    ("num_hidden_layers", "model.num_layers"),
+    ("num_attention_heads", "model.num_heads"),
+    ("num_key_value_heads", "model.num_kv_heads"),
+    ("intermediate_size", "model.ffn_size"),
+    ("moe_intermediate_size", "moe.expert_ffn_size"),
+    ("num_experts_per_tok", "moe.top_k"),
+    ("aux_loss_coef", "moe.balance_loss_coefficient"),
+    ("dtype", "precision.compute"),
+];
+
+/// The known key that is nearest to an unknown one: what another program calls so, else by edits of the name. A key
+/// of another section counts only when its name is almost the same, so that a well-known key in the wrong section is
+/// found and chance is not.
 pub(super) fn nearest_key(schema: &Value, section: &str, name: &str) -> Option<String> {
+    if let Some((_, ours)) = OTHER_NAMES.iter().find(|(theirs, _)| *theirs == name) {
+        return Some((*ours).to_owned());
+    }
     properties(schema)?
         .iter()
         .flat_map(|(candidate_section, keys)| {
@@ -180,6 +207,7 @@ mod tests {
             [
                 "model.num_kv_heads",
                 "model.head_dim",
+                "model.vocab_size",
                 "model.ffn_size",
                 "model.rope_scaling",
                 "moe.capacity_factor",
@@ -198,6 +226,20 @@ mod tests {
     #[test]
     fn no_part_of_the_schema_allows_null_which_toml_has_not() {
         assert!(!schema().to_string().contains("null"));
+    }
+
+    #[test]
+    fn names_of_other_programs_lead_to_keys_that_exist() {
+        let schema = schema();
+        assert_eq!(nearest_key(&schema, "optimizer", "lr").unwrap(), "optimizer.learning_rate");
+        for (theirs, ours) in OTHER_NAMES {
+            let (section, key) = ours.split_once('.').unwrap();
+            assert!(schema["properties"][section]["properties"][key].is_object(), "{ours}");
+            assert!(
+                schema["properties"][section]["properties"][theirs].is_null(),
+                "{theirs} is a key of ours"
+            );
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub use learner::{Evaluation, Learner, StepReport, evaluate, flops_per_token, st
 pub use resume::Resume;
 pub use run_directory::RunDirectory;
 pub use session::{Ended, Outcome, train};
-pub(crate) use snapshot::restore_model;
+pub(crate) use snapshot::{model_tensors, restore_model};
 
 /// What the command line adds to a configuration.
 #[derive(Clone, Debug)]

@@ -27,8 +27,11 @@ pub(super) struct Start {
     pub(super) messages: Vec<String>,
 }
 
+/// Keys whose change makes it another model: the weights would not fit.
+const MODEL_IDENTITY: [&str; 3] = ["model.", "moe.", "tokenizer."];
+
 /// Keys whose change makes it another run: the weights or the data would not fit.
-const IDENTITY: [&str; 5] = ["model.", "moe.", "tokenizer.", "data.", "run.seed"];
+const RUN_IDENTITY: [&str; 5] = ["model.", "moe.", "tokenizer.", "data.", "run.seed"];
 
 /// Finds or makes the run directory.
 pub(super) fn choose(resolved: &Resolved, options: &Options) -> Result<Start, TrainError> {
@@ -71,7 +74,7 @@ fn take(path: &Path) -> Result<RunDirectory, TrainError> {
 /// Goes on in a run directory, from its newest valid checkpoint or, without one, from the start.
 fn continue_in(path: &Path, resolved: &Resolved) -> Result<Start, TrainError> {
     let run = take(path)?;
-    let mut messages = compare(&crate::files::read_to_string(&run.config())?, path, resolved)?;
+    let mut messages = compare(&crate::files::read_to_string(&run.config())?, path, resolved, &RUN_IDENTITY)?;
     let newest = checkpoint::newest_valid(&run.checkpoints())?;
     let checkpoint = newest.map(|newest| {
         messages.extend(newest.rejected.iter().map(refusal));
@@ -114,7 +117,12 @@ fn from_path(path: &Path, given: Option<&Path>, resolved: &Resolved) -> Result<S
             ((newest.path, newest.state), newest.rejected)
         }
     };
-    let mut messages = compare(&checkpoint.1.config_toml, run.path(), resolved)?;
+    // A checkpoint without a step, such as an imported model, has seen no data yet.
+    let identity = match checkpoint.1.progress.step {
+        0 => &MODEL_IDENTITY[..],
+        _ => &RUN_IDENTITY[..],
+    };
+    let mut messages = compare(&checkpoint.1.config_toml, run.path(), resolved, identity)?;
     messages.extend(rejected.iter().map(refusal));
     Ok(Start { run, checkpoint: Some(checkpoint), origin, messages })
 }
@@ -139,7 +147,7 @@ fn unfinished(resolved: &Resolved) -> Result<Option<Start>, TrainError> {
     let wanted = config_text(resolved)?;
     for candidate in RunDirectory::candidates(&run.directory, &run.name) {
         if std::fs::read_to_string(candidate.config()).is_ok_and(|saved| saved == wanted) {
-            let Some(manifest) = checkpoint::newest_header(&candidate.checkpoints())? else { continue };
+            let (Some(manifest), _) = checkpoint::newest_header(&candidate.checkpoints())? else { continue };
             if manifest.progress.tokens >= run.max_tokens.get() {
                 continue;
             }
@@ -154,7 +162,12 @@ fn unfinished(resolved: &Resolved) -> Result<Option<Start>, TrainError> {
 
 /// Refuses another model or other data than `saved`, the configuration of the run in `path`; names what else has
 /// changed.
-fn compare(saved: &str, path: &Path, resolved: &Resolved) -> Result<Vec<String>, TrainError> {
+fn compare(
+    saved: &str,
+    path: &Path,
+    resolved: &Resolved,
+    identity: &[&str],
+) -> Result<Vec<String>, TrainError> {
     let parse = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
     let (saved, given) = (flatten(&parse(saved)), flatten(&parse(&config_text(resolved)?)));
     let mut messages = Vec::new();
@@ -164,7 +177,7 @@ fn compare(saved: &str, path: &Path, resolved: &Resolved) -> Result<Vec<String>,
         if before == now {
             continue;
         }
-        if IDENTITY.iter().any(|prefix| key.starts_with(prefix)) {
+        if identity.iter().any(|prefix| key.starts_with(prefix)) {
             return Err(TrainError::AnotherRun {
                 path: path.to_owned(),
                 key: key.clone(),

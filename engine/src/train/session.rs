@@ -85,7 +85,7 @@ impl Session {
             &setup.run,
             config,
             &setup.config_toml,
-            setup.monitor.source_label(),
+            &setup.monitor,
             setup.resumed_from.as_ref().map(|_| position.step),
         )?;
         let priced = energy.close(&setup.monitor, WindowKind::Setup, position.step, None)?;

@@ -37,8 +37,9 @@ const FRESH_READINGS: u32 = 5;
 /// Twice the draw of the largest boards sold in 2026, and a counter that may be a second late.
 const BOARD: Plausible = Plausible { max_watts: Watts(3000.0), update_slack: Duration::from_secs(1) };
 
-/// Power is joined over this many missed readings, no more.
-const JOINED_READINGS: u32 = 5;
+/// Power samples further apart are not joined: far beyond the second that the driver averages over, what lies
+/// between them was never seen.
+const LONGEST_JOIN: Duration = Duration::from_secs(2);
 
 /// Energy of the visible GPUs.
 pub struct NvmlMeter {
@@ -112,12 +113,6 @@ impl NvmlMeter {
                 if fast { FAST_COUNTER_PERIOD } else { COUNTER_PERIOD },
             )?;
         }
-        // Power that is read beside slow counters is read as slowly.
-        for gpu in &mut meter.gpus {
-            if let Sensor::Power(_, integrator) = &mut gpu.sensor {
-                *integrator = PowerIntegrator::new(meter.update_period * JOINED_READINGS, BOARD.max_watts);
-            }
-        }
         Ok(meter)
     }
 
@@ -142,10 +137,12 @@ impl NvmlMeter {
     fn add(&mut self, board: &Board, visible: Visible, counter_period: Duration) -> Result<(), MeterError> {
         let name = format!("gpu-{}", visible.board);
         let (sensor, label, provenance) = self.sensor_of(board, &name)?;
-        self.update_period = self.update_period.max(match sensor {
+        let period = match sensor {
             Sensor::Counter(_) => counter_period,
             Sensor::Power(..) => POWER_PERIOD,
-        });
+        };
+        // Power beside a slow counter is read as slowly, which the mean of a second bears.
+        self.update_period = self.update_period.max(period);
         let mut domain = |name: String, provenance| {
             self.domains.push(Domain { name: name.into(), sensor: label, provenance });
         };
@@ -187,7 +184,7 @@ impl NvmlMeter {
                     PowerMeaning::Average => "nvml_power_average",
                     PowerMeaning::Instant => "nvml_power_instant",
                 };
-                let integrator = PowerIntegrator::new(POWER_PERIOD * JOINED_READINGS, BOARD.max_watts);
+                let integrator = PowerIntegrator::new(LONGEST_JOIN, BOARD.max_watts);
                 return Ok((Sensor::Power(field, integrator), label, Provenance::IntegratedPower));
             }
         }

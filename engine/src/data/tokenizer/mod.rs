@@ -176,6 +176,30 @@ impl Tokenizer {
         self.boundary_id
     }
 
+    /// The text of the token that ends a document.
+    pub fn boundary_token(&self) -> String {
+        match &self.kind {
+            Kind::Bytes => None,
+            Kind::Model { model, .. } => model.id_to_token(self.boundary_id),
+        }
+        .unwrap_or_else(|| BOUNDARY_TOKEN.to_owned())
+    }
+
+    /// Refuses fewer embedding rows than there are ids.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] with both numbers.
+    pub fn check_rows(&self, num_rows: usize) -> Result<()> {
+        if num_rows >= self.vocab_size {
+            return Ok(());
+        }
+        Err(Error::Tokenizer {
+            what: "the tokenizer".into(),
+            problem: format!("has {} ids, the model's embedding {num_rows} rows", self.vocab_size),
+            remedy: "give the model its own tokenizer, or raise model.vocab_size before training",
+        })
+    }
+
     /// The tokenizer.json that [`Tokenizer::from_file`] and Hugging Face libraries load.
     pub fn to_json(&self) -> Result<String> {
         match &self.kind {
