@@ -61,7 +61,7 @@ pub mod units;
 mod window;
 
 pub use attribution::{Attribution, Split, Waste};
-pub use carbon::{Accounting, Basis, GridIntensity, Period};
+pub use carbon::{Accounting, Basis, CarbonFeed, GridIntensity, Period};
 pub use clock::{Clock, ClockHand};
 pub use config::{
     CarbonConfig, EmbodiedConfig, EnergyConfig, MeterChoice, ModelScope, Problem, ProviderConfig,

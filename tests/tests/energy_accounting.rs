@@ -188,3 +188,22 @@ fn what_a_kill_made_vain_is_spent_but_not_in_the_model() {
     let text = workshop.run(&["report", "run"]).stdout;
     assert!(text.contains("done again"), "{text}");
 }
+
+#[test]
+fn energy_is_priced_with_the_figure_of_its_own_time() {
+    let workshop = Workshop::new();
+    workshop.write("grid.csv", "from,until,grams_per_kwh\n2020-01-01T00:00Z,2100-01-01T00:00Z,100\n");
+    let provider = r#"carbon.providers=[{kind="file",path="grid.csv"}]"#;
+    workshop.train("run", &["--set", provider, "--set", "carbon.location=FRA", "--set", "carbon.pue=1.5"]);
+    let report = report(&workshop.path("run"));
+    let account = &only_run(&report).account;
+    // Also the windows before the file was read, which were priced with the yearly figure at first.
+    assert_near(account.grams.0, account.energy.joules().0 / JOULES_PER_KILOWATT_HOUR * 100.0 * 1.5);
+    let records = &only_run(&report).segments[0].intensities;
+    assert_eq!(records[0].intensity.zone, "FRA");
+    assert!(records.iter().any(|record| record.intensity.period.is_some()), "{records:?}");
+
+    workshop.write("grid.csv", "from,until,grams_per_kwh\n2020-01-01T00:00Z,soon,100\n");
+    let ran = workshop.run(&["train", "config.toml", "--run-dir", "other", "--set", provider]);
+    ran.expect_refusal(74, &["grid.csv", "soon"]);
+}

@@ -1,5 +1,6 @@
 //! Carbon intensities while a run goes on: one thread asks, the run takes what there is and never waits.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -40,6 +41,12 @@ struct State {
     /// Until when, in monotonic time, the last value of the pricing provider holds; `None` without one.
     priced_until: Option<Duration>,
     stop: bool,
+}
+
+impl fmt::Debug for CarbonFeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CarbonFeed").finish_non_exhaustive()
+    }
 }
 
 impl CarbonFeed {

@@ -46,7 +46,8 @@ const MAX_WAITING: usize = 1024;
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
-    /// With the newest intensity.
+    /// What windows are priced with now.
+    intensity: GridIntensity,
     price: Price,
     num_intensities: i64,
     num_marks: i64,
@@ -90,6 +91,7 @@ impl Ledger {
         };
         Ok(Ledger {
             path: path.to_owned(),
+            intensity: run.intensity.clone(),
             price,
             num_intensities: 1,
             num_marks: 0,
@@ -162,6 +164,7 @@ impl Ledger {
         let holds_now =
             intensity.period.is_none_or(|period| (period.from..period.until).contains(&learned_at));
         if role == Role::Priced && holds_now {
+            self.intensity = intensity.clone();
             self.price =
                 Price { intensity_number: number, grams_per_kwh: intensity.grams_per_kwh, ..self.price };
         }
@@ -170,7 +173,13 @@ impl Ledger {
 
     /// Goes back to pricing with the figure of the start: the source of better ones has gone stale.
     pub fn forget(&mut self, start: &GridIntensity) {
+        self.intensity = start.clone();
         self.price = Price { intensity_number: 0, grams_per_kwh: start.grams_per_kwh, ..self.price };
+    }
+
+    /// The carbon intensity that windows are priced with now.
+    pub fn intensity(&self) -> &GridIntensity {
+        &self.intensity
     }
 
     /// Enters something worth a mark in a plot.

@@ -1,11 +1,12 @@
 //! The energy account of a run: closes windows, prices them, and enters each into the ledger once.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use wattle_energy::attribution::PhaseEnergy;
 use wattle_energy::{
-    Attribution, EnergyMonitor, EnergyTotals, Ledger, MarkKind, Result, RunInfo, RunStatus, Waste,
-    WindowEnergy, WindowKind, WindowTags,
+    Attribution, CarbonFeed, EnergyMonitor, EnergyTotals, GridIntensity, Ledger, MarkKind, Result, RunInfo,
+    RunStatus, Waste, WindowEnergy, WindowKind, WindowTags,
 };
 
 use crate::config::Config;
@@ -27,9 +28,13 @@ pub struct Priced {
 pub struct EnergyAccount {
     /// None once the books are closed.
     ledger: Option<Ledger>,
+    feed: CarbonFeed,
+    /// The figure of the location: it holds while the feed has none.
+    yearly: GridIntensity,
+    /// The figure in use.
+    intensity: GridIntensity,
     grams_total: f64,
     source: String,
-    intensity: String,
 }
 
 impl EnergyAccount {
@@ -44,13 +49,8 @@ impl EnergyAccount {
         monitor: &EnergyMonitor,
         resumed_from_step: Option<u64>,
     ) -> Result<Self> {
-        let intensity = config.carbon.intensity()?;
-        let intensity_label = format!(
-            "{} gCO2e/kWh ({}{})",
-            intensity.grams_per_kwh.0,
-            intensity.zone,
-            intensity.year.map_or(String::new(), |year| format!(", {year}")),
-        );
+        let yearly = config.carbon.intensity()?;
+        let feed = CarbonFeed::start(&config.carbon, cache_directory().as_deref())?;
         let info = RunInfo {
             run_id: run.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
             name: config.run.name.clone(),
@@ -58,7 +58,7 @@ impl EnergyAccount {
             resumed_from_step,
             rank: 0,
             world_size: 1,
-            intensity,
+            intensity: yearly.clone(),
             pue: config.carbon.pue,
             wue_l_per_kwh: config.carbon.wue_l_per_kwh,
             embodied: config.carbon.embodied.clone(),
@@ -70,9 +70,11 @@ impl EnergyAccount {
         let grams_total = ledger.spent_before().grams.0;
         Ok(EnergyAccount {
             ledger: Some(ledger),
+            feed,
+            intensity: yearly.clone(),
+            yearly,
             grams_total,
             source: monitor.source_label().to_owned(),
-            intensity: intensity_label,
         })
     }
 
@@ -126,6 +128,15 @@ impl EnergyAccount {
     ) -> Result<Priced> {
         let (grams, phases) = match &mut self.ledger {
             Some(ledger) => {
+                for (role, intensity) in self.feed.take_news() {
+                    ledger.learn(&intensity, role)?;
+                }
+                if self.feed.is_stale() {
+                    ledger.forget(&self.yearly);
+                }
+                if self.intensity != *ledger.intensity() {
+                    self.intensity = ledger.intensity().clone();
+                }
                 let (grams, split) = ledger.record_attributed(&window, tags, attribution)?;
                 (grams.map(|grams| grams.0), split.phases)
             }
@@ -135,16 +146,20 @@ impl EnergyAccount {
         Ok(Priced { window, grams, phases })
     }
 
-    /// What a person should hear about the sensors since the last call; each also becomes a mark in the ledger.
+    /// What a person should hear about the sensors and the sources of carbon intensities since the last call; each
+    /// also becomes a mark in the ledger.
     ///
     /// # Errors
     /// When an earlier entry could not be written.
     pub fn alerts(&mut self, monitor: &EnergyMonitor, step: u64) -> Result<Vec<String>> {
-        let alerts: Vec<String> = monitor.take_alerts().iter().map(ToString::to_string).collect();
-        if let Some(ledger) = &mut self.ledger {
-            for alert in &alerts {
-                ledger.mark(MarkKind::Sensor, Some(step), alert)?;
+        let of_sensors = monitor.take_alerts().into_iter().map(|alert| (MarkKind::Sensor, alert.to_string()));
+        let of_carbon = self.feed.take_alerts().into_iter().map(|alert| (MarkKind::Carbon, alert));
+        let mut alerts = Vec::new();
+        for (kind, alert) in of_sensors.chain(of_carbon) {
+            if let Some(ledger) = &mut self.ledger {
+                ledger.mark(kind, Some(step), &alert)?;
             }
+            alerts.push(alert);
         }
         Ok(alerts)
     }
@@ -186,8 +201,10 @@ impl EnergyAccount {
     }
 
     /// The carbon intensity in use, with its place and year.
-    pub fn intensity_label(&self) -> &str {
-        &self.intensity
+    pub fn intensity_label(&self) -> String {
+        let now = &self.intensity;
+        let year = now.year.map_or(String::new(), |year| format!(", {year}"));
+        format!("{} gCO2e/kWh ({}{year})", now.grams_per_kwh.0, now.zone)
     }
 }
 
@@ -203,4 +220,11 @@ fn work_in_vain(report: &StepReport) -> Vec<Waste> {
         return Vec::new();
     }
     vec![Waste { reason: "dropped", count: dropped, share: dropped as f64 / assigned as f64 }]
+}
+
+/// Where answers about carbon intensities are kept for all runs of a user; none where there is no such place.
+fn cache_directory() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(base.join("wattle").join("carbon"))
 }
