@@ -23,6 +23,7 @@ pub const BAD_CONFIGURATION: u8 = 78;
 pub fn code_of_energy(error: &wattle_energy::Error) -> u8 {
     match error {
         wattle_energy::Error::Location { .. } | wattle_energy::Error::Setting { .. } => BAD_CONFIGURATION,
+        wattle_energy::Error::ReportFile { .. } => BAD_DATA,
         _ => INPUT_OUTPUT,
     }
 }

@@ -19,6 +19,16 @@ pub(super) fn render(report: &Report) -> Value {
     })
 }
 
+/// The weeks and the total alone.
+pub(super) fn render_weeks(report: &Report) -> Value {
+    json!({
+        "schema": "wattle-report-weeks/1",
+        "notices": report.notices,
+        "weeks": report.weeks().iter().map(week).collect::<Vec<_>>(),
+        "total": account(&report.total(), report),
+    })
+}
+
 fn run(run: &RunReport, report: &Report) -> Value {
     let mut value = json!({
         "run_id": run.run_id,
@@ -112,7 +122,7 @@ fn expert(expert: &ExpertAccount) -> Value {
     })
 }
 
-pub(super) fn week(week: &WeekAccount) -> Value {
+fn week(week: &WeekAccount) -> Value {
     json!({
         "week": week.name(),
         "monday": week.monday.to_string(),

@@ -5,10 +5,15 @@
 //! total and shown beside it.
 
 mod account;
+mod boamps;
+mod emissions_csv;
 mod figures;
 mod group;
 mod json;
+pub mod lint;
 mod load;
+mod markdown;
+mod model_card;
 mod pricing;
 mod run;
 mod sci;
@@ -22,6 +27,7 @@ use std::path::Path;
 pub use account::{
     Account, DomainAccount, ExpertAccount, KindAccount, PhaseAccount, SensorHealth, WasteAccount, WeekAccount,
 };
+pub use model_card::Details;
 pub use run::{IntensityRecord, MarkRecord, RunReport, SegmentReport};
 pub use sci::{FunctionalUnit, Sci};
 pub use uncertainty::{GainError, Range};
@@ -115,6 +121,11 @@ impl Report {
     /// For programs: stable keys with the unit in the name.
     pub fn to_json(&self) -> serde_json::Value {
         json::render(self)
+    }
+
+    /// For programs, by week.
+    pub fn to_json_by_week(&self) -> serde_json::Value {
+        json::render_weeks(self)
     }
 }
 

@@ -1,0 +1,1 @@
+//! Reports with one thing wrong each.
