@@ -1,16 +1,20 @@
 //! A ledger of a long run, to measure reports on:
-//! `cargo run --release -p wattle-energy --example million_steps -- DIRECTORY [STEPS]`.
+//!
+//!     cargo build --release -p wattle-energy --example million_steps
+//!     target/release/examples/million_steps make DIRECTORY [STEPS]
+//!     /usr/bin/time -v target/release/examples/million_steps text DIRECTORY
+//!     /usr/bin/time -v target/release/examples/million_steps json DIRECTORY
 //!
 //! A million steps of 0.1 s by default: a GPU's counter and a processor's, phases, 16 layers of 64 experts, an
 //! evaluation every 1000 steps, and an hourly carbon intensity. Its windows are entered in bulk, for the ledger's
 //! own writer waits for the disk; the schema and the segment are the ledger's own.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, params};
-use wattle_energy::{LEDGER_FILE_NAME, Ledger, RunInfo, RunStatus, carbon};
+use wattle_energy::{LEDGER_FILE_NAME, Ledger, Overrides, Report, RunInfo, RunStatus, carbon};
 
 const STEP_MS: i64 = 100;
 const GPU_MICROJOULES: u64 = 35_000_000;
@@ -23,9 +27,21 @@ const EXPERTS: u64 = 64;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let directory = PathBuf::from(arguments.next().ok_or("give the directory to make the ledger in")?);
-    let steps: u64 = arguments.next().map_or(Ok(1_000_000), |steps| steps.parse())?;
-    std::fs::create_dir_all(&directory)?;
+    let (what, directory) =
+        arguments.next().zip(arguments.next()).ok_or("give make, text or json, and a directory")?;
+    let directory = PathBuf::from(directory);
+    let report = || Report::from_ledger(&directory, &Overrides::default());
+    match what.as_str() {
+        "make" => make(&directory, arguments.next().map_or(Ok(1_000_000), |steps| steps.parse())?)?,
+        "text" => print!("{}", report()?.to_text()),
+        "json" => println!("{:#}", report()?.to_json()),
+        other => return Err(format!("{other} is none of make, text and json").into()),
+    }
+    Ok(())
+}
+
+fn make(directory: &Path, steps: u64) -> Result<(), Box<dyn std::error::Error>> {
+    std::fs::create_dir_all(directory)?;
     let path = directory.join(LEDGER_FILE_NAME);
     if path.exists() {
         return Err(format!("{} is there already", path.display()).into());

@@ -67,7 +67,7 @@ pub struct SensorHealth {
     pub gap: Seconds,
     /// CPU time that counting energy took.
     pub overhead: Seconds,
-    /// Segments that have not told, for they never ended.
+    /// Segments that have not told: they have not ended, or were kept without a monitor.
     pub untold: u64,
 }
 

@@ -139,7 +139,7 @@ fn write_sensors(out: &mut String, account: &Account) {
     let sensors = &account.sensors;
     let untold = match sensors.untold {
         0 => String::new(),
-        count => format!("; {} never ended and told nothing", count_of(count, "segment")),
+        count => format!("; {} told nothing", count_of(count, "segment")),
     };
     let (resets, spikes) = (count_of(sensors.resets, "reset"), count_of(sensors.spikes, "spike"));
     line(out, "Sensors", format!("{resets}, {spikes}, {} without a reading{untold}", duration(sensors.gap)));
