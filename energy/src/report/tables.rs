@@ -21,7 +21,7 @@ pub(super) fn write_parts(out: &mut String, account: &Account, experts: &[Expert
     let all = account.energy;
     heading(out, "Spent on");
     for kind in &account.kinds {
-        let middle = format!("{:>10}{:>12}", times(kind.windows), duration(kind.duration));
+        let middle = format!("{:>10} {:>11}", times(kind.windows), duration(kind.duration));
         row(out, &kind.kind, &middle, kind.energy, all);
     }
     let steps = account.kinds.iter().find(|kind| kind.kind == WindowKind::Step.as_str());
