@@ -179,11 +179,7 @@ impl Report {
     }
 
     fn rows_by(&self, header: &StringRecord, terminator: Terminator) -> Result<String> {
-        let field = |run, name: &str| match COLUMNS.iter().position(|column| *column == name) {
-            Some(_) => value(run, name),
-            None => String::new(),
-        };
-        let rows = self.runs.iter().map(|run| header.iter().map(|name| field(run, name)).collect());
+        let rows = self.runs.iter().map(|run| header.iter().map(|name| value(run, name)).collect());
         lines(&rows.collect::<Vec<_>>(), terminator)
     }
 
