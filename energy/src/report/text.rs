@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::figures::{count_of, duration, grouped, kilowatt_hours, liters, small_grams, to_second};
 use super::tables;
-use super::{Account, FunctionalUnit, Report, RunReport};
+use super::{Account, FunctionalUnit, Report, RunReport, SegmentReport};
 use crate::ledger::{Role, RunStatus};
 use crate::units::{Joules, MicroJoules};
 
@@ -172,7 +172,12 @@ fn write_intensities(out: &mut String, run: &RunReport) {
             shown.push(text);
         }
     }
-    let later = run.segments.iter().flat_map(|segment| segment.intensities.iter().skip(1));
+    // Where another place is asked for, what the run learned of its own priced nothing.
+    let as_learned = |segment: &&SegmentReport| {
+        segment.intensities.first().is_some_and(|first| first.intensity == segment.intensity)
+    };
+    let segments = run.segments.iter().filter(as_learned);
+    let later = segments.flat_map(|segment| segment.intensities.iter().skip(1));
     let (priced, beside): (Vec<_>, Vec<_>) = later.partition(|record| record.role == Role::Priced);
     let figures = || priced.iter().map(|record| record.intensity.grams_per_kwh.0);
     if let Some(mean) = run.account.mean_intensity().filter(|_| !priced.is_empty()) {
