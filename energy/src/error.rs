@@ -56,6 +56,16 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// A file given to the report is not what it has to be.
+    #[error("{}: {reason}; {remedy}", path.display())]
+    ReportFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The operating system refused a thread.
     #[error("cannot start the {what} thread: {reason}; raise the limit on processes (ulimit -u)")]
     Thread {

@@ -25,6 +25,7 @@ pub fn code_of_energy(error: &wattle_energy::Error) -> u8 {
         wattle_energy::Error::Location { .. }
         | wattle_energy::Error::Setting { .. }
         | wattle_energy::Error::Case { .. } => BAD_CONFIGURATION,
+        wattle_energy::Error::ReportFile { .. } => BAD_DATA,
         _ => INPUT_OUTPUT,
     }
 }

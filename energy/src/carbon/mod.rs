@@ -215,6 +215,12 @@ pub fn check(config: &CarbonConfig) -> Vec<ProviderFinding> {
     config.providers.iter().enumerate().map(finding).collect()
 }
 
+/// The English name of a country by its ISO 3166 three-letter code; regions and the World have none.
+pub(crate) fn country_name(code: &str) -> Option<&'static str> {
+    let is_iso3 = code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_uppercase());
+    grid::TABLE.iter().find(|row| is_iso3 && row.code == code).map(|row| row.name)
+}
+
 /// The three places whose code or name looks most like what was asked for.
 fn nearest(wanted: &str) -> Vec<String> {
     let wanted = wanted.to_lowercase();

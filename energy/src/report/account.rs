@@ -1,123 +1,19 @@
-//! The accounts of a report: runs, their segments, and sums by kind, phase, expert and domain.
+//! The sums of a report: by kind of window, phase, expert, domain, reason and week.
 
-use std::path::PathBuf;
-
-use jiff::Timestamp;
+use jiff::civil::Date;
 
 use crate::attribution::add_each;
-use crate::carbon::GridIntensity;
-use crate::config::EmbodiedConfig;
-use crate::ledger::{Role, RunStatus};
+use crate::carbon::{Accounting, Basis};
 use crate::meter::Provenance;
 use crate::units::{Grams, Joules, MicroJoules, Seconds, Watts};
 use crate::window::sum_and_measured_share;
 
-/// The account of one run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RunReport {
-    /// The ledger it was read from.
-    pub ledger: PathBuf,
-    /// Random; tells two runs of one name apart.
-    pub uid: String,
-    /// The run's lasting name.
-    pub run_id: String,
-    /// Its name for people.
-    pub name: String,
-    /// The configuration's hash.
-    pub config_hash: String,
-    /// How it stands.
-    pub status: RunStatus,
-    /// When its first process began.
-    pub started_at: Timestamp,
-    /// `None` while it runs or when it was killed.
-    pub ended_at: Option<Timestamp>,
-    /// Its process lifetimes.
-    pub segments: Vec<SegmentReport>,
-    /// Every expert that computed something, by layer and number.
-    pub experts: Vec<ExpertAccount>,
-    /// What happened, in order of time.
-    pub marks: Vec<MarkRecord>,
-    /// The balance.
-    pub account: Account,
-    /// The loss of the last step that counts, in nats.
-    pub final_loss: Option<f64>,
-}
-
-/// One process lifetime of a run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SegmentReport {
-    /// Random; the same segment in two ledgers has the same.
-    pub uid: String,
-    /// Which process of the run, from 0.
-    pub rank: u32,
-    /// All processes of the run at the time.
-    pub world_size: u32,
-    /// Within the run and rank, from 0.
-    pub number: u64,
-    /// How it ended.
-    pub status: RunStatus,
-    /// The step it went on from.
-    pub resumed_from_step: Option<u64>,
-    /// Where it ran.
-    pub host: String,
-    /// The version of the program that wrote it.
-    pub version: String,
-    /// When it began.
-    pub started_at: Timestamp,
-    /// `None` while it runs or when it was killed.
-    pub ended_at: Option<Timestamp>,
-    /// Time inside its windows.
-    pub duration: Seconds,
-    /// The intensity it began with, or the other place asked for.
-    pub intensity: GridIntensity,
-    /// Every intensity it learned, corrections and those beside included, in order.
-    pub intensities: Vec<IntensityRecord>,
-    /// The PUE its grams are counted with, after overrides.
-    pub pue: f64,
-    /// Litres of water per kilowatt-hour at the computer; `None`: not declared.
-    pub wue_l_per_kwh: Option<f64>,
-    /// Emissions of making the hardware; `None`: not declared.
-    pub embodied: Option<EmbodiedConfig>,
-    /// Energy at the computer.
-    pub energy: MicroJoules,
-    /// Emissions of the building's energy.
-    pub grams: Grams,
-    /// Counters that started anew, implausible jumps, and seconds without a reading; `None` until it has ended.
-    pub sensor_health: Option<(u64, u64, f64)>,
-    /// CPU time that counting energy took; `None` until it has ended.
-    pub overhead: Option<Seconds>,
-}
-
-/// A carbon intensity as the ledger has it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct IntensityRecord {
-    /// Number within the segment, from 0.
-    pub number: i64,
-    /// Whether energy is priced with it, or it is only shown beside.
-    pub role: Role,
-    /// The figure.
-    pub intensity: GridIntensity,
-    /// When it was learned.
-    pub learned_at: Timestamp,
-}
-
-/// Something that happened.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MarkRecord {
-    /// When.
-    pub at: Timestamp,
-    /// At which step.
-    pub step: Option<u64>,
-    /// `sensor`, `carbon`, `controller`.
-    pub kind: String,
-    /// What.
-    pub text: String,
-}
-
 /// Sums of one run or of many.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Account {
-    /// Time inside windows.
+    /// How many runs it sums.
+    pub runs: u64,
+    /// Time inside windows; of ranks that run side by side, one.
     pub duration: Seconds,
     /// Steps in the model: those done again count once.
     pub steps: u64,
@@ -127,12 +23,29 @@ pub struct Account {
     pub energy: MicroJoules,
     /// The part of it spent on steps that were done again after a resume.
     pub superseded: MicroJoules,
+    /// All energy of runs that ended with an error.
+    pub failed: MicroJoules,
+    /// All energy of runs that were killed and never taken up again.
+    pub aborted: MicroJoules,
     /// Energy of the building: each segment's energy times its PUE.
     pub facility: Joules,
     /// Emissions of the building's energy.
     pub grams: Grams,
+    /// Energy at the computer that was priced with a provider's estimate or forecast.
+    pub priced_by_estimates: MicroJoules,
+    /// What the intensities count and for whom, each once.
+    pub bases: Vec<(Basis, Accounting)>,
+    /// Water of the computers' energy; `None`: not declared for all of it.
+    pub water_liters: Option<f64>,
+    /// The share of the hardware's making that falls on the time inside windows; `None`: not declared for all of it.
+    pub embodied: Option<Grams>,
     /// Windows in which a sensor could not be read.
     pub incomplete_windows: u64,
+    /// The largest error bound of a window. What one window has too much its neighbour has too little: in sums the
+    /// bounds of inner edges cancel.
+    pub window_error_bound: Option<Joules>,
+    /// How the sensors did.
+    pub sensors: SensorHealth,
     /// What it was spent on.
     pub kinds: Vec<KindAccount>,
     /// What the steps were spent on; adds up to the kind `step`.
@@ -141,6 +54,38 @@ pub struct Account {
     pub waste: Vec<WasteAccount>,
     /// What drew it, and how that is known.
     pub domains: Vec<DomainAccount>,
+}
+
+/// How the sensors did, and what asking them cost. Known of segments that have ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SensorHealth {
+    /// Counters that started anew.
+    pub resets: u64,
+    /// Implausible jumps, left out.
+    pub spikes: u64,
+    /// Time for which the energy of a domain is unknown.
+    pub gap: Seconds,
+    /// CPU time that counting energy took.
+    pub overhead: Seconds,
+    /// Segments that have not told: they have not ended, or were kept without a monitor.
+    pub untold: u64,
+}
+
+/// Sums of one ISO week, Monday to Sunday in UTC.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeekAccount {
+    /// Its Monday.
+    pub monday: Date,
+    /// Runs that had a window end in it.
+    pub runs: u64,
+    /// Steps in the model.
+    pub steps: u64,
+    /// Tokens in the model.
+    pub tokens: u64,
+    /// Energy at the computer; `None`: no sensor was read.
+    pub energy: Option<MicroJoules>,
+    /// Emissions of the building's energy.
+    pub grams: Grams,
 }
 
 /// Sums of one phase of the steps.
@@ -210,6 +155,20 @@ impl Account {
         (!self.domains.is_empty()).then(|| self.energy.joules())
     }
 
+    /// The emissions of the building's energy; `None` when the energy is unknown, or when the sum would mix marginal
+    /// with average figures, or the grid's with those of contracts.
+    pub fn emissions(&self) -> Option<Grams> {
+        (self.joules().is_some() && !self.mixes_bases()).then_some(self.grams)
+    }
+
+    /// Whether its grams are of kinds that must not be summed.
+    pub fn mixes_bases(&self) -> bool {
+        let same = |one: &(Basis, Accounting), other: &(Basis, Accounting)| {
+            (one.0 == Basis::Marginal) == (other.0 == Basis::Marginal) && one.1 == other.1
+        };
+        self.bases.iter().any(|basis| !same(basis, &self.bases[0]))
+    }
+
     /// Share of the joules that was measured, 0 to 1; the rest was modelled.
     pub fn measured_share(&self) -> f64 {
         sum_and_measured_share(self.domains.iter().map(|domain| (domain.source, domain.energy))).1
@@ -225,15 +184,46 @@ impl Account {
         self.joules()?.over(self.duration)
     }
 
+    /// Adds the sums of other work.
     pub(super) fn add(&mut self, other: &Account) {
+        self.runs += other.runs;
         self.duration += other.duration;
         self.steps += other.steps;
         self.tokens += other.tokens;
+        self.add_energy(other);
+    }
+
+    /// Adds the sums of the same work by another rank: its time, steps and tokens are those that are counted already.
+    pub(super) fn add_energy(&mut self, other: &Account) {
+        // What an account without windows has not declared is nothing that is missing.
+        let empty = (self.kinds.is_empty(), other.kinds.is_empty());
+        let declared = |own: Option<f64>, new: Option<f64>| match empty {
+            (true, _) => new,
+            (_, true) => own,
+            _ => Some(own? + new?),
+        };
+        self.water_liters = declared(self.water_liters, other.water_liters);
+        self.embodied =
+            declared(self.embodied.map(|grams| grams.0), other.embodied.map(|grams| grams.0)).map(Grams);
         self.energy += other.energy;
         self.superseded += other.superseded;
+        self.failed += other.failed;
+        self.aborted += other.aborted;
         self.facility = self.facility + other.facility;
         self.grams += other.grams;
+        self.priced_by_estimates += other.priced_by_estimates;
         self.incomplete_windows += other.incomplete_windows;
+        let larger = |own: Joules, new: Joules| Joules(own.0.max(new.0));
+        self.window_error_bound = match (self.window_error_bound, other.window_error_bound) {
+            (Some(own), Some(new)) => Some(larger(own, new)),
+            (own, new) => own.or(new),
+        };
+        self.sensors.add(&other.sensors);
+        add_each(&mut self.bases, &other.bases, PartialEq::eq, |_, _| {});
+        self.add_parts(other);
+    }
+
+    fn add_parts(&mut self, other: &Account) {
         add_each(
             &mut self.kinds,
             &other.kinds,
@@ -268,5 +258,24 @@ impl Account {
             |own, new| (&own.domain, &own.sensor, own.source) == (&new.domain, &new.sensor, new.source),
             |own, new| own.energy += new.energy,
         );
+        self.sort();
+    }
+
+    /// The largest first, then by name.
+    pub(super) fn sort(&mut self) {
+        self.kinds.sort_by(|a, b| b.energy.cmp(&a.energy).then_with(|| a.kind.cmp(&b.kind)));
+        self.phases.sort_by(|a, b| b.energy.cmp(&a.energy).then_with(|| a.phase.cmp(&b.phase)));
+        self.waste.sort_by(|a, b| b.energy.cmp(&a.energy).then_with(|| a.reason.cmp(&b.reason)));
+        self.domains.sort_by(|a, b| b.energy.cmp(&a.energy).then_with(|| a.domain.cmp(&b.domain)));
+    }
+}
+
+impl SensorHealth {
+    fn add(&mut self, other: &SensorHealth) {
+        self.resets += other.resets;
+        self.spikes += other.spikes;
+        self.gap += other.gap;
+        self.overhead += other.overhead;
+        self.untold += other.untold;
     }
 }

@@ -1,262 +1,197 @@
-//! From a ledger to the accounts of its runs.
+//! From a ledger to its segments, each with its sums.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use rusqlite::types::Type;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row};
 
-use super::account::{
-    Account, DomainAccount, ExpertAccount, KindAccount, MarkRecord, PhaseAccount, RunReport, SegmentReport,
-    WasteAccount,
-};
-use super::pricing;
+use super::account::{ExpertAccount, SensorHealth, WeekAccount};
+use super::pricing::{self, Prices};
+use super::run::{MarkRecord, SegmentReport};
+use super::{Account, sci, sums};
 use crate::carbon::GridIntensity;
 use crate::config::EmbodiedConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ledger::{RunStatus, open_for_reading, read_failure};
-use crate::meter::Provenance;
-use crate::units::{Grams, Joules, MicroJoules, Seconds};
-use crate::window::WindowKind;
+use crate::units::Seconds;
 
-/// All runs of one ledger, with another place or PUE where given.
-pub(super) fn runs(
-    run_or_file: &Path,
-    other_place: Option<&GridIntensity>,
-    other_pue: Option<f64>,
-) -> Result<Vec<RunReport>> {
-    let (path, mut connection) = open_for_reading(run_or_file)?;
-    let read = |connection: &mut Connection| -> rusqlite::Result<Vec<RunReport>> {
-        // One transaction: the numbers agree with each other while a run goes on writing.
-        let snapshot = connection.transaction()?;
-        let mut ids = snapshot.prepare("SELECT id FROM run ORDER BY id")?;
-        let ids = ids.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<i64>>>()?;
-        ids.into_iter().map(|id| run(&snapshot, &path, id, other_place, other_pue)).collect()
-    };
-    read(&mut connection).map_err(|error| read_failure(&path, &error))
+/// What stands in place of the figures a run was counted with.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Assumptions<'a> {
+    pub(super) place: Option<&'a GridIntensity>,
+    pub(super) pue: Option<f64>,
 }
 
-fn run(
-    ledger: &Connection,
+/// A run as its row in a ledger has it.
+#[derive(Clone, Debug)]
+pub(super) struct RunRow {
+    pub(super) ledger: PathBuf,
+    pub(super) uid: String,
+    pub(super) run_id: String,
+    pub(super) name: String,
+    pub(super) config_hash: String,
+    pub(super) status: RunStatus,
+    pub(super) started_at: Timestamp,
+    pub(super) ended_at: Option<Timestamp>,
+    pub(super) segments: Vec<Segment>,
+}
+
+/// A segment with its sums.
+#[derive(Clone, Debug)]
+pub(super) struct Segment {
+    pub(super) report: SegmentReport,
+    pub(super) alive_at: Option<Timestamp>,
+    pub(super) account: Account,
+    pub(super) weeks: Vec<WeekAccount>,
+    pub(super) experts: Vec<ExpertAccount>,
+    pub(super) marks: Vec<MarkRecord>,
+    pub(super) last_loss: Option<(u64, f64)>,
+}
+
+/// All runs of one ledger.
+pub(super) fn runs(run_or_file: &Path, assumptions: Assumptions<'_>) -> Result<Vec<RunRow>> {
+    let (path, mut connection) = open_for_reading(run_or_file).map_err(|error| match error {
+        Error::Ledger { path, .. } if path.metadata().is_ok_and(|file| file.len() == 0) => Error::Ledger {
+            path,
+            action: "read",
+            reason: "the file is empty".into(),
+            remedy: "it was never a ledger, or all of it is lost: restore it, or move it away",
+        },
+        other => other,
+    })?;
+    read_all(&mut connection, &path, assumptions).map_err(|error| read_failure(&path, &error))
+}
+
+fn read_all(
+    connection: &mut Connection,
     path: &Path,
-    id: i64,
-    other_place: Option<&GridIntensity>,
-    other_pue: Option<f64>,
-) -> rusqlite::Result<RunReport> {
-    let mut account = sums(ledger, id)?;
-    let mut segments = self::segments(ledger, id)?;
-    for (id, segment) in &mut segments {
-        segment.pue = other_pue.unwrap_or(segment.pue);
-        let at_the_computer = match other_place {
-            Some(place) => {
-                segment.intensity = place.clone();
-                place.grams_per_kwh.grams(segment.energy.joules(), 1.0)
-            }
-            None => pricing::grams(ledger, *id, &segment.intensities)?,
-        };
-        segment.grams = Grams(at_the_computer.0 * segment.pue);
-        account.facility = account.facility + Joules(segment.energy.joules().0 * segment.pue);
-        account.grams += segment.grams;
-    }
-    account.kinds = kinds(ledger, id)?;
-    account.phases = phases(ledger, id)?;
-    account.waste = waste(ledger, id)?;
-    account.domains = domains(ledger, id)?;
-    let experts = experts(ledger, id)?;
-    let marks = marks(ledger, id)?;
-    let final_loss = ledger.query_row(
-        "SELECT (SELECT loss FROM window JOIN segment ON segment.id = segment
-                 WHERE run = ?1 AND kind = ?2 AND NOT superseded AND loss NOT NULL ORDER BY step DESC LIMIT 1)",
-        params![id, WindowKind::Step.as_str()],
-        |row| row.get(0),
+    assumptions: Assumptions<'_>,
+) -> rusqlite::Result<Vec<RunRow>> {
+    // Mapped pages need not be copied. Where the system maps none, they are.
+    connection.pragma_update(None, "mmap_size", MAPPED_BYTES)?;
+    // One transaction: the numbers agree with each other while a run goes on writing.
+    let snapshot = connection.transaction()?;
+    let mut statement = snapshot.prepare(
+        "SELECT id, uid, run_id, name, config_hash, status, started_ms, ended_ms FROM run ORDER BY id",
     )?;
-    ledger.query_row(
-        "SELECT uid, run_id, name, config_hash, status, started_ms, ended_ms FROM run WHERE id = ?1",
-        [id],
-        |row| {
-            Ok(RunReport {
-                ledger: path.to_owned(),
-                uid: row.get(0)?,
-                run_id: row.get(1)?,
-                name: row.get(2)?,
-                config_hash: row.get(3)?,
-                status: named(row, 4, RunStatus::from_name)?,
-                started_at: time(row, 5)?,
-                ended_at: optional_time(row, 6)?,
-                segments: segments.into_iter().map(|(_, segment)| segment).collect(),
-                experts,
-                marks,
-                account,
-                final_loss,
-            })
-        },
-    )
-}
-
-fn sums(ledger: &Connection, run: i64) -> rusqlite::Result<Account> {
-    ledger.query_row(
-        "SELECT total(seconds),
-                count(DISTINCT CASE WHEN kind = ?2 AND NOT superseded THEN step END),
-                coalesce(sum(CASE WHEN NOT superseded THEN tokens END), 0),
-                coalesce(sum(microjoules), 0),
-                coalesce(sum(CASE WHEN superseded THEN microjoules END), 0),
-                coalesce(sum(NOT complete), 0)
-         FROM window JOIN segment ON segment.id = segment WHERE run = ?1",
-        params![run, WindowKind::Step.as_str()],
-        |row| {
-            Ok(Account {
-                duration: Seconds(row.get(0)?),
-                steps: row.get(1)?,
-                tokens: row.get(2)?,
-                energy: MicroJoules(row.get(3)?),
-                superseded: MicroJoules(row.get(4)?),
-                incomplete_windows: row.get(5)?,
-                ..Account::default()
-            })
-        },
-    )
-}
-
-/// The segments with their ids; their grams are still to come.
-fn segments(ledger: &Connection, run: i64) -> rusqlite::Result<Vec<(i64, SegmentReport)>> {
-    let mut statement = ledger.prepare(
-        "SELECT segment.id, uid, rank, world_size, number, segment.status, resumed_from_step, host, version, pue,
-                wue_l_per_kwh, embodied_kg, embodied_years, embodied_share, embodied_boundary, sensor_resets,
-                sensor_spikes, gap_seconds, overhead_seconds, started_ms, segment.ended_ms,
-                coalesce(sum(microjoules), 0), total(seconds)
-         FROM segment LEFT JOIN window ON segment.id = segment WHERE run = ?1 GROUP BY segment.id
-         ORDER BY rank, number",
-    )?;
-    let rows = statement.query_map([run], |row| {
-        let embodied = match row.get::<_, Option<f64>>(11)? {
-            Some(kg) => Some(EmbodiedConfig {
-                kg,
-                lifetime_years: row.get(12)?,
-                share: row.get(13)?,
-                boundary: row.get(14)?,
-            }),
-            None => None,
-        };
-        let sensor_health = match row.get::<_, Option<u64>>(15)? {
-            Some(resets) => Some((resets, row.get(16)?, row.get(17)?)),
-            None => None,
-        };
-        let intensities = pricing::intensities(ledger, row.get(0)?)?;
-        // Entered together with the segment.
-        let first = intensities.first().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-        let segment = SegmentReport {
+    let rows = statement.query_map([], |row| {
+        let run = RunRow {
+            ledger: path.to_owned(),
             uid: row.get(1)?,
-            rank: row.get(2)?,
-            world_size: row.get(3)?,
-            number: row.get(4)?,
+            run_id: row.get(2)?,
+            name: row.get(3)?,
+            config_hash: row.get(4)?,
             status: named(row, 5, RunStatus::from_name)?,
-            resumed_from_step: row.get(6)?,
-            host: row.get(7)?,
-            version: row.get(8)?,
-            started_at: time(row, 19)?,
-            ended_at: optional_time(row, 20)?,
-            duration: Seconds(row.get(22)?),
-            intensity: first.intensity.clone(),
-            intensities,
-            pue: row.get(9)?,
-            wue_l_per_kwh: row.get(10)?,
-            embodied,
-            energy: MicroJoules(row.get(21)?),
-            grams: Grams::default(),
-            sensor_health,
-            overhead: row.get::<_, Option<f64>>(18)?.map(Seconds),
+            started_at: time(row, 6)?,
+            ended_at: optional_time(row, 7)?,
+            segments: Vec::new(),
         };
-        Ok((row.get(0)?, segment))
+        Ok((row.get(0)?, run))
     })?;
+    let runs = rows.collect::<rusqlite::Result<Vec<(i64, RunRow)>>>()?;
+    let with_segments = runs.into_iter().map(|(id, run)| {
+        let segments = segments(&snapshot, id, path, assumptions)?;
+        Ok(RunRow { segments, ..run })
+    });
+    with_segments.collect()
+}
+
+/// The most of a ledger that is mapped at once.
+const MAPPED_BYTES: i64 = 128 << 20;
+
+fn segments(
+    ledger: &Connection,
+    run: i64,
+    path: &Path,
+    assumptions: Assumptions<'_>,
+) -> rusqlite::Result<Vec<Segment>> {
+    let mut statement = ledger.prepare(
+        "SELECT id, uid, rank, world_size, number, status, resumed_from_step, host, version, pue, wue_l_per_kwh,
+                embodied_kg, embodied_years, embodied_share, embodied_boundary, sensor_resets, sensor_spikes,
+                gap_seconds, overhead_seconds, started_ms, ended_ms, alive_ms
+         FROM segment WHERE run = ?1 ORDER BY rank, number",
+    )?;
+    let rows = statement.query_map([run], |row| segment(ledger, row, path, assumptions))?;
     rows.collect()
 }
 
-fn kinds(ledger: &Connection, run: i64) -> rusqlite::Result<Vec<KindAccount>> {
-    let mut statement = ledger.prepare(
-        "SELECT kind, count(*), total(seconds), coalesce(sum(microjoules), 0)
-         FROM window JOIN segment ON segment.id = segment WHERE run = ?1
-         GROUP BY kind ORDER BY 4 DESC, kind",
-    )?;
-    let rows = statement.query_map([run], |row| {
-        Ok(KindAccount {
-            kind: row.get(0)?,
-            windows: row.get(1)?,
-            duration: Seconds(row.get(2)?),
-            energy: MicroJoules(row.get(3)?),
-        })
-    })?;
-    rows.collect()
+fn segment(
+    ledger: &Connection,
+    row: &Row<'_>,
+    path: &Path,
+    assumptions: Assumptions<'_>,
+) -> rusqlite::Result<Segment> {
+    let id: i64 = row.get(0)?;
+    let intensities = pricing::intensities(ledger, id)?;
+    // Entered together with the segment.
+    let first = intensities.first().ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    let intensity = assumptions.place.unwrap_or(&first.intensity).clone();
+    let pue = assumptions.pue.map_or_else(|| row.get(9), Ok)?;
+    let prices = Prices::new(&intensities, assumptions.place);
+    let sums::Sums { mut account, weeks, experts, last_loss } = sums::of_segment(ledger, id, &prices, pue)?;
+    let wue_l_per_kwh: Option<f64> = row.get(10)?;
+    let embodied = embodied(row)?;
+    account.bases = match assumptions.place {
+        Some(place) => vec![(place.basis, place.accounting)],
+        None => pricing::bases(&intensities),
+    };
+    account.water_liters = wue_l_per_kwh.map(|wue| wue * account.energy.joules().kilowatt_hours());
+    account.embodied = embodied.as_ref().map(|embodied| sci::embodied_share(embodied, account.duration));
+    let sensor_health = match row.get::<_, Option<u64>>(15)? {
+        Some(resets) => Some((resets, row.get(16)?, row.get::<_, f64>(17)?)),
+        None => None,
+    };
+    let overhead = row.get::<_, Option<f64>>(18)?.map(Seconds);
+    account.sensors = sensors(sensor_health, overhead);
+    let report = SegmentReport {
+        ledger: path.to_owned(),
+        uid: row.get(1)?,
+        rank: row.get(2)?,
+        world_size: row.get(3)?,
+        number: row.get(4)?,
+        status: named(row, 5, RunStatus::from_name)?,
+        resumed_from_step: row.get(6)?,
+        host: row.get(7)?,
+        version: row.get(8)?,
+        started_at: time(row, 19)?,
+        ended_at: optional_time(row, 20)?,
+        duration: account.duration,
+        intensity,
+        intensities,
+        pue,
+        wue_l_per_kwh,
+        embodied,
+        energy: account.energy,
+        grams: account.grams,
+        sensor_health,
+        overhead,
+    };
+    let alive_at = optional_time(row, 21)?;
+    Ok(Segment { report, alive_at, account, weeks, experts, marks: marks(ledger, id)?, last_loss })
 }
 
-fn phases(ledger: &Connection, run: i64) -> rusqlite::Result<Vec<PhaseAccount>> {
-    let mut statement = ledger.prepare(
-        "SELECT phase, total(seconds), sum(microjoules)
-         FROM phase_energy JOIN segment ON segment.id = segment WHERE run = ?1
-         GROUP BY phase ORDER BY 3 DESC, phase",
-    )?;
-    let rows = statement.query_map([run], |row| {
-        Ok(PhaseAccount {
-            phase: row.get(0)?,
-            duration: Seconds(row.get(1)?),
-            energy: MicroJoules(row.get(2)?),
-        })
-    })?;
-    rows.collect()
+fn embodied(row: &Row<'_>) -> rusqlite::Result<Option<EmbodiedConfig>> {
+    let Some(kg) = row.get(11)? else { return Ok(None) };
+    Ok(Some(EmbodiedConfig { kg, lifetime_years: row.get(12)?, share: row.get(13)?, boundary: row.get(14)? }))
 }
 
-fn waste(ledger: &Connection, run: i64) -> rusqlite::Result<Vec<WasteAccount>> {
-    let mut statement = ledger.prepare(
-        "SELECT reason, sum(count), sum(microjoules)
-         FROM waste JOIN segment ON segment.id = segment WHERE run = ?1
-         GROUP BY reason ORDER BY 3 DESC, reason",
-    )?;
-    let rows = statement.query_map([run], |row| {
-        Ok(WasteAccount { reason: row.get(0)?, count: row.get(1)?, energy: MicroJoules(row.get(2)?) })
-    })?;
-    rows.collect()
+fn sensors(health: Option<(u64, u64, f64)>, overhead: Option<Seconds>) -> SensorHealth {
+    let (resets, spikes, gap_seconds) = health.unwrap_or_default();
+    SensorHealth {
+        resets,
+        spikes,
+        gap: Seconds(gap_seconds),
+        overhead: overhead.unwrap_or_default(),
+        untold: u64::from(health.is_none()),
+    }
 }
 
-fn experts(ledger: &Connection, run: i64) -> rusqlite::Result<Vec<ExpertAccount>> {
-    let mut statement = ledger.prepare(
-        "SELECT layer, expert, sum(tokens), sum(microjoules)
-         FROM expert_energy JOIN segment ON segment.id = segment WHERE run = ?1
-         GROUP BY layer, expert ORDER BY layer, expert",
-    )?;
-    let rows = statement.query_map([run], |row| {
-        Ok(ExpertAccount {
-            layer: row.get(0)?,
-            expert: row.get(1)?,
-            tokens: row.get(2)?,
-            energy: MicroJoules(row.get(3)?),
-        })
-    })?;
-    rows.collect()
-}
-
-fn marks(ledger: &Connection, run: i64) -> rusqlite::Result<Vec<MarkRecord>> {
-    let mut statement = ledger.prepare(
-        "SELECT at_ms, step, kind, text FROM mark JOIN segment ON segment.id = segment WHERE run = ?1 ORDER BY at_ms",
-    )?;
-    let rows = statement.query_map([run], |row| {
+fn marks(ledger: &Connection, segment: i64) -> rusqlite::Result<Vec<MarkRecord>> {
+    let mut statement = ledger
+        .prepare("SELECT at_ms, step, kind, text FROM mark WHERE segment = ?1 ORDER BY at_ms, number")?;
+    let rows = statement.query_map([segment], |row| {
         Ok(MarkRecord { at: time(row, 0)?, step: row.get(1)?, kind: row.get(2)?, text: row.get(3)? })
-    })?;
-    rows.collect()
-}
-
-fn domains(ledger: &Connection, run: i64) -> rusqlite::Result<Vec<DomainAccount>> {
-    let mut statement = ledger.prepare(
-        "SELECT domain, sensor.sensor, source, sum(microjoules)
-         FROM window_energy JOIN sensor ON sensor.id = window_energy.sensor
-                            JOIN segment ON segment.id = window_energy.segment
-         WHERE run = ?1 GROUP BY domain, sensor.sensor, source ORDER BY 4 DESC, domain",
-    )?;
-    let rows = statement.query_map([run], |row| {
-        Ok(DomainAccount {
-            domain: row.get(0)?,
-            sensor: row.get(1)?,
-            source: named(row, 2, Provenance::from_name)?,
-            energy: MicroJoules(row.get(3)?),
-        })
     })?;
     rows.collect()
 }

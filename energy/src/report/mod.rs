@@ -5,17 +5,32 @@
 //! total and shown beside it.
 
 mod account;
+mod boamps;
+mod emissions_csv;
+mod figures;
+mod group;
 mod json;
+pub mod lint;
 mod load;
+mod markdown;
+mod model_card;
 mod pricing;
+mod run;
+mod sci;
+mod sums;
+mod tables;
 mod text;
+mod uncertainty;
 
 use std::path::Path;
 
 pub use account::{
-    Account, DomainAccount, ExpertAccount, IntensityRecord, KindAccount, MarkRecord, PhaseAccount, RunReport,
-    SegmentReport, WasteAccount,
+    Account, DomainAccount, ExpertAccount, KindAccount, PhaseAccount, SensorHealth, WasteAccount, WeekAccount,
 };
+pub use model_card::Details;
+pub use run::{IntensityRecord, MarkRecord, RunReport, SegmentReport};
+pub use sci::{FunctionalUnit, Sci};
+pub use uncertainty::{GainError, Range};
 
 use crate::carbon;
 use crate::config::{self, Problem};
@@ -26,6 +41,10 @@ use crate::error::{Error, Result};
 pub struct Report {
     /// Each run, in the order given.
     pub runs: Vec<RunReport>,
+    /// What the reader should know: segments met twice, runs of one name, ranks that are missing.
+    pub notices: Vec<String>,
+    /// The functional unit of its software carbon intensity.
+    pub per: FunctionalUnit,
 }
 
 /// Other assumptions than those the runs were counted with.
@@ -47,11 +66,19 @@ impl Report {
         if let Some(Problem { key, message }) = overrides.pue.and_then(config::pue_problem) {
             return Err(Error::Setting { key, message });
         }
-        let mut runs = Vec::new();
-        for path in paths {
-            runs.extend(load::runs(path.as_ref(), other_place.as_ref(), overrides.pue)?);
+        let assumptions = load::Assumptions { place: other_place.as_ref(), pue: overrides.pue };
+        let mut rows = Vec::new();
+        let mut repeated = Vec::new();
+        for (at, path) in paths.iter().map(AsRef::as_ref).enumerate() {
+            if paths[..at].iter().any(|earlier| group::is_same_file(earlier.as_ref(), path)) {
+                repeated.push(format!("{}: given twice; it counts once", path.display()));
+                continue;
+            }
+            rows.extend(load::runs(path, assumptions)?);
         }
-        Ok(Report { runs })
+        let (runs, notices) = group::runs(rows);
+        repeated.extend(notices);
+        Ok(Report { runs, notices: repeated, per: FunctionalUnit::default() })
     }
 
     /// As [`Report::from_ledgers`], for one.
@@ -71,14 +98,34 @@ impl Report {
         total
     }
 
+    /// All runs by ISO week, the earliest first.
+    pub fn weeks(&self) -> Vec<WeekAccount> {
+        let mut weeks = Vec::new();
+        for run in &self.runs {
+            group::add_weeks(&mut weeks, &run.weeks, true);
+        }
+        weeks.sort_by_key(|week| week.monday);
+        weeks
+    }
+
     /// For a terminal.
     pub fn to_text(&self) -> String {
         text::render(self)
     }
 
+    /// For a terminal, by week.
+    pub fn to_text_by_week(&self) -> String {
+        tables::weeks(self)
+    }
+
     /// For programs: stable keys with the unit in the name.
     pub fn to_json(&self) -> serde_json::Value {
         json::render(self)
+    }
+
+    /// For programs, by week.
+    pub fn to_json_by_week(&self) -> serde_json::Value {
+        json::render_weeks(self)
     }
 }
 

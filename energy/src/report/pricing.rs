@@ -3,13 +3,13 @@
 //! Energy is priced with the carbon intensity of its own time. A figure that came later, or corrects an earlier one,
 //! prices the windows of its period too; a measured one goes before an estimate, a later one before an earlier.
 
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 
-use super::account::IntensityRecord;
 use super::load::{named, optional_time, time};
+use super::run::IntensityRecord;
 use crate::carbon::{Accounting, Basis, GridIntensity, Period};
 use crate::ledger::Role;
-use crate::units::{Grams, GramsPerKilowattHour, MicroJoules};
+use crate::units::GramsPerKilowattHour;
 
 /// Every intensity of a segment, in the order it was learned.
 pub(super) fn intensities(ledger: &Connection, segment: i64) -> rusqlite::Result<Vec<IntensityRecord>> {
@@ -42,42 +42,62 @@ pub(super) fn intensities(ledger: &Connection, segment: i64) -> rusqlite::Result
     rows.collect()
 }
 
-/// The grams of a segment's energy at the computer, without its building.
-pub(super) fn grams(
-    ledger: &Connection,
-    segment: i64,
-    intensities: &[IntensityRecord],
-) -> rusqlite::Result<Grams> {
-    let timed = Timed::new(intensities);
-    // One group for each figure in use where none has a time of its own; a window is a point in time, its middle.
-    let mut statement = ledger.prepare(match timed.0.is_empty() {
-        true => {
-            "SELECT intensity, 0, sum(microjoules) FROM window WHERE segment = ?1 AND microjoules NOT NULL
-             GROUP BY intensity"
+/// What the figures that price count, each once.
+pub(super) fn bases(intensities: &[IntensityRecord]) -> Vec<(Basis, Accounting)> {
+    let mut bases = Vec::new();
+    for record in intensities.iter().filter(|record| record.role == Role::Priced) {
+        let basis = (record.intensity.basis, record.intensity.accounting);
+        if !bases.contains(&basis) {
+            bases.push(basis);
         }
-        false => {
-            "SELECT intensity, ended_ms - CAST(seconds * 500 AS INTEGER), microjoules FROM window
-             WHERE segment = ?1 AND microjoules NOT NULL"
-        }
-    })?;
-    let mut rows = statement.query(params![segment])?;
-    let mut grams = Grams::default();
-    while let Some(row) = rows.next()? {
-        let (number, at_ms, energy): (i64, i64, u64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let known_then = || intensities.iter().find(|record| record.number == number);
-        let figure = timed.best_at(at_ms).or_else(|| Some(known_then()?.intensity.grams_per_kwh));
-        let figure = figure.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-        grams += figure.grams(MicroJoules(energy).joules(), 1.0);
     }
-    Ok(grams)
+    bases
+}
+
+/// The figures of a segment, to be asked for those of a moment.
+pub(super) struct Prices<'a> {
+    intensities: &'a [IntensityRecord],
+    timed: Timed,
+    /// Prices everything, where another place is asked for.
+    other_place: Option<Figure>,
+}
+
+/// A price.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Figure {
+    pub(super) grams_per_kwh: GramsPerKilowattHour,
+    /// The provider's estimate or forecast.
+    pub(super) estimated: bool,
+}
+
+impl From<&GridIntensity> for Figure {
+    fn from(intensity: &GridIntensity) -> Self {
+        Figure { grams_per_kwh: intensity.grams_per_kwh, estimated: intensity.estimated }
+    }
+}
+
+impl<'a> Prices<'a> {
+    pub(super) fn new(intensities: &'a [IntensityRecord], other_place: Option<&GridIntensity>) -> Self {
+        Prices { intensities, timed: Timed::new(intensities), other_place: other_place.map(Figure::from) }
+    }
+
+    /// The best figure for energy of that time, which was priced with the intensity `number` when it was entered;
+    /// `None` when the segment has no such intensity.
+    pub(super) fn at(&self, at_ms: i64, number: i64) -> Option<Figure> {
+        if self.other_place.is_some() {
+            return self.other_place;
+        }
+        let known_then = || self.intensities.iter().find(|record| record.number == number);
+        self.timed.best_at(at_ms).or_else(|| Some(Figure::from(&known_then()?.intensity)))
+    }
 }
 
 /// The figures that hold for a time, without overlap, in order of time.
-struct Timed(Vec<(i64, i64, GramsPerKilowattHour)>);
+struct Timed(Vec<(i64, i64, Figure)>);
 
 impl Timed {
     fn new(intensities: &[IntensityRecord]) -> Self {
-        let mut candidates: Vec<(i64, i64, (bool, i64), GramsPerKilowattHour)> = intensities
+        let mut candidates: Vec<(i64, i64, (bool, i64), Figure)> = intensities
             .iter()
             .filter(|record| record.role == Role::Priced)
             .filter_map(|record| {
@@ -86,7 +106,7 @@ impl Timed {
                     period.from.as_millisecond(),
                     period.until.as_millisecond(),
                     (!record.intensity.estimated, record.number),
-                    record.intensity.grams_per_kwh,
+                    Figure::from(&record.intensity),
                 ))
             })
             .filter(|(from, until, ..)| from < until)
@@ -95,7 +115,7 @@ impl Timed {
         let mut edges: Vec<i64> = candidates.iter().flat_map(|&(from, until, ..)| [from, until]).collect();
         edges.sort_unstable();
         edges.dedup();
-        let mut spans: Vec<(i64, i64, GramsPerKilowattHour)> = Vec::new();
+        let mut spans: Vec<(i64, i64, Figure)> = Vec::new();
         for edge in edges.windows(2) {
             let (from, until) = (edge[0], edge[1]);
             let covering = candidates.iter().filter(|candidate| candidate.0 <= from && candidate.1 >= until);
@@ -106,7 +126,7 @@ impl Timed {
         Timed(spans)
     }
 
-    fn best_at(&self, at_ms: i64) -> Option<GramsPerKilowattHour> {
+    fn best_at(&self, at_ms: i64) -> Option<Figure> {
         let after = self.0.partition_point(|&(from, ..)| from <= at_ms);
         let &(_, until, figure) = self.0.get(after.checked_sub(1)?)?;
         (at_ms < until).then_some(figure)
@@ -134,7 +154,7 @@ mod tests {
     }
 
     fn at(records: &[IntensityRecord], hour: f64) -> Option<f64> {
-        Timed::new(records).best_at((hour * 3_600_000.0) as i64).map(|figure| figure.0)
+        Timed::new(records).best_at((hour * 3_600_000.0) as i64).map(|figure| figure.grams_per_kwh.0)
     }
 
     #[test]

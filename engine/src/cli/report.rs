@@ -1,26 +1,30 @@
-//! `wattle report`: energy and carbon of one or many runs, from their ledgers.
+//! `wattle report`: energy and carbon of one or many runs, from their ledgers; and a linter for such reports.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use wattle_energy::report::{Overrides, Report};
+use wattle_energy::report::{Details, FunctionalUnit, Overrides, Report, lint};
 use wattle_energy::{CarbonConfig, Error, carbon};
 
-use crate::cli::{exit, print};
-use crate::files;
+use crate::cli::print;
+use crate::telemetry::message;
+use crate::{exit, files};
 
 /// Flags of `wattle report`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example: wattle report runs/quickstart-* --location FRA --format json")]
 pub struct Arguments {
-    /// Run directories
-    #[arg(required = true)]
+    /// Run directories or ledger files; with --lint, reports
+    #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
     /// How to write the report
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// Write to this file instead of stdout
+    /// Sum all runs by ISO week (text, json, csv)
+    #[arg(long, value_enum, value_name = "PERIOD")]
+    by: Option<Period>,
+    /// Write to this file instead of stdout; CSV is appended to a file that is there
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Price the energy at another place: an ISO 3166 code such as FRA, or World
@@ -29,32 +33,126 @@ pub struct Arguments {
     /// Power usage effectiveness of the building
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = pue)]
     pue: Option<f64>,
+    /// Functional unit of the software carbon intensity
+    #[arg(long, value_enum, default_value_t = Unit::Token)]
+    per: Unit,
+    /// For model cards and BoAmps: what kind of training it was
+    #[arg(long, value_enum)]
+    training_type: Option<TrainingType>,
+    /// For model cards and BoAmps: the hardware by name, such as "8 x NVIDIA H100"
+    #[arg(long, value_name = "TEXT")]
+    hardware: Option<String>,
+    /// Look for what cannot be true in emissions.csv files of CodeCarbon and in JSON reports; exits 1 when it finds some
+    #[arg(long, conflicts_with_all = ["by", "location", "pue", "per", "training_type", "hardware"])]
+    lint: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
     Text,
     Json,
+    /// CodeCarbon's emissions.csv, 38 columns
+    Csv,
+    /// For a README or a pull request
+    Markdown,
+    /// Boavizta's BoAmps JSON
+    Boamps,
+    /// `co2_eq_emissions` for a Hugging Face model card
+    ModelCard,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Period {
+    Week,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Unit {
+    Token,
+    Step,
+    Run,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum TrainingType {
+    PreTraining,
+    FineTuning,
 }
 
 /// Writes the report.
 pub fn run(arguments: &Arguments) -> Result<u8> {
+    if arguments.lint {
+        return look_for_what_cannot_be(arguments);
+    }
     let overrides = Overrides { location: arguments.location.clone(), pue: arguments.pue };
-    let ledgers: Vec<PathBuf> = arguments.runs.iter().map(|run| run.join("ledger.sqlite")).collect();
-    let report = Report::from_ledgers(&ledgers, &overrides)?;
-    let mut text = match arguments.format {
-        Format::Text => report.to_text(),
-        Format::Json => format!("{:#}", report.to_json()),
+    let mut report = Report::from_ledgers(&arguments.runs, &overrides)?;
+    report.per = match arguments.per {
+        Unit::Token => FunctionalUnit::Token,
+        Unit::Step => FunctionalUnit::Step,
+        Unit::Run => FunctionalUnit::Run,
     };
-    if !text.ends_with('\n') {
+    for notice in &report.notices {
+        message(format_args!("note: {notice}"));
+    }
+    let by_week = arguments.by.is_some();
+    let text = match arguments.format {
+        Format::Text if by_week => report.to_text_by_week(),
+        Format::Text => report.to_text(),
+        Format::Json if by_week => format!("{:#}", report.to_json_by_week()),
+        Format::Json => format!("{:#}", report.to_json()),
+        Format::Csv if by_week => report.to_csv_by_week()?,
+        Format::Csv => csv(&report, arguments.output.as_deref())?,
+        Format::Markdown => report.to_markdown(),
+        Format::Boamps => format!("{:#}", report.to_boamps(&details(arguments))),
+        Format::ModelCard => report.to_model_card(&details(arguments))?,
+    };
+    write(text, arguments.output.as_deref())?;
+    Ok(exit::DONE)
+}
+
+fn details(arguments: &Arguments) -> Details {
+    let training_type = arguments.training_type.map(|kind| match kind {
+        TrainingType::PreTraining => "pre-training",
+        TrainingType::FineTuning => "fine-tuning",
+    });
+    Details { training_type: training_type.map(str::to_owned), hardware: arguments.hardware.clone() }
+}
+
+/// A file of its own, or the file that is there with the rows at its end.
+fn csv(report: &Report, output: Option<&Path>) -> Result<String> {
+    match output.filter(|path| path.is_file()) {
+        Some(path) => Ok(report.appended_to_csv(path, &files::read_to_string(path)?)?),
+        None => Ok(report.to_csv()?),
+    }
+}
+
+fn look_for_what_cannot_be(arguments: &Arguments) -> Result<u8> {
+    let mut findings = Vec::new();
+    for file in &arguments.runs {
+        findings.extend(lint::lint(file)?);
+    }
+    let text = match arguments.format {
+        Format::Json => format!("{:#}", serde_json::to_value(&findings)?),
+        _ => findings.iter().map(|finding| format!("{finding}\n")).collect(),
+    };
+    write(text, arguments.output.as_deref())?;
+    if findings.is_empty() {
+        message(format_args!("nothing was found that cannot be true"));
+        return Ok(exit::DONE);
+    }
+    message(format_args!("{} found that cannot be true", findings.len()));
+    Ok(exit::CHECK_FAILED)
+}
+
+fn write(mut text: String, output: Option<&Path>) -> Result<()> {
+    if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
-    match &arguments.output {
+    match output {
         Some(path) => files::write_atomically(path, text.as_bytes())
-            .with_context(|| format!("cannot write the report to {}", path.display()))?,
-        None => print(&text)?,
+            .with_context(|| format!("cannot write the report to {}", path.display())),
+        None => print(&text),
     }
-    Ok(exit::DONE)
 }
 
 /// A place whose carbon intensity is known.

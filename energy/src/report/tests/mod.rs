@@ -204,3 +204,6 @@ fn a_finished_ledger_is_read_where_nothing_can_be_written_beside_it() {
     let report = Report::from_ledger(directory.path(), &Overrides::default()).unwrap();
     assert_eq!(report.runs[0].account.energy, MicroJoules(2_800_000_000));
 }
+
+mod formats;
+mod several;
