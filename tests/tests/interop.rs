@@ -18,8 +18,10 @@ use wattle_router::BalanceLoss;
 
 const FAMILIES: [&str; 6] = ["llama", "qwen3", "mixtral", "olmoe", "qwen3_moe", "glm4_moe"];
 
+/// The kept models, or others that the same script has just made.
 fn directory(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("data/interop").join(family)
+    let kept = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/interop");
+    std::env::var_os("WATTLE_INTEROP_MODELS").map_or(kept, PathBuf::from).join(family)
 }
 
 /// What transformers computed.
