@@ -1,5 +1,7 @@
 //! Every metric that the exporter can give: the one list that code, rules, dashboards and documentation agree on.
 
+use Kind::{Counter, Gauge, Histogram, Info};
+
 /// A metric's name, type and meaning.
 #[derive(Debug, PartialEq)]
 pub(super) struct Metric {
@@ -37,8 +39,6 @@ impl Metric {
         }
     }
 }
-
-use Kind::{Counter, Gauge, Histogram, Info};
 
 pub(super) const TOKENS: Metric =
     Metric::new("wattle_tokens", Counter, None, "Tokens trained on by this process.");

@@ -6,6 +6,7 @@
 
 mod catalogue;
 mod exposition;
+mod gather;
 mod histogram;
 mod negotiation;
 mod server;

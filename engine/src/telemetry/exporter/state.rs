@@ -1,4 +1,4 @@
-//! What the run has come to so far: written once a step, copied once a scrape.
+//! What the run has come to so far: written once a step, read once a scrape.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,8 +9,6 @@ use wattle_energy::{DomainEnergy, WindowKind};
 use wattle_router::RoutingStats;
 
 use super::RunFacts;
-use super::catalogue;
-use super::exposition::{Exposition, Family, Number, Sample, Samples};
 use super::histogram::{Exemplar, Histogram};
 use crate::telemetry::{Priced, StepMetrics};
 
@@ -18,38 +16,38 @@ use crate::telemetry::{Priced, StepMetrics};
 #[derive(Clone, Debug)]
 pub(super) struct State {
     /// None until the run's first step is near.
-    run: Option<RunFacts>,
-    num_steps: u64,
-    num_tokens: u64,
-    num_dropped: u64,
+    pub(super) run: Option<RunFacts>,
+    pub(super) num_steps: u64,
+    pub(super) num_tokens: u64,
+    pub(super) num_dropped: u64,
     /// By domain and source, in microjoules. Empty until a sensor was read.
     pub(super) energy: BTreeMap<Source, u64>,
-    grams: Option<f64>,
+    pub(super) grams: Option<f64>,
     /// In microjoules.
     pub(super) phases: BTreeMap<&'static str, u64>,
     /// In microjoules.
     pub(super) unattributed: u64,
-    num_sensor_resets: u64,
-    durations: Histogram,
-    energies: Histogram,
-    validation_loss: Option<f64>,
-    last: Option<LastStep>,
+    pub(super) num_sensor_resets: u64,
+    pub(super) durations: Histogram,
+    pub(super) energies: Histogram,
+    pub(super) validation_loss: Option<f64>,
+    pub(super) last: Option<LastStep>,
 }
 
 /// What draws energy and how it is known.
-type Source = (Arc<str>, &'static str);
+pub(super) type Source = (Arc<str>, &'static str);
 
 /// The numbers of the last step.
 #[derive(Clone, Debug)]
-struct LastStep {
-    loss: f64,
-    learning_rate: f64,
-    num_tokens: u64,
-    active_experts: f64,
-    utilization: f64,
-    watts: Vec<(Source, f64)>,
+pub(super) struct LastStep {
+    pub(super) loss: f64,
+    pub(super) learning_rate: f64,
+    pub(super) num_tokens: u64,
+    pub(super) active_experts: f64,
+    pub(super) utilization: f64,
+    pub(super) watts: Vec<(Source, f64)>,
     /// One entry a sparse layer.
-    routing: Vec<RoutingStats>,
+    pub(super) routing: Vec<RoutingStats>,
 }
 
 /// From a millisecond to minutes, three a decade.
@@ -147,89 +145,8 @@ impl State {
     pub(super) fn evaluated(&mut self, loss: f64) {
         self.validation_loss = Some(loss);
     }
-
-    /// All that is known. Metrics with a series per layer come last: were there too many series, those would go.
-    pub(super) fn gather(&self) -> Exposition {
-        let (run, last) = (self.run.as_ref(), self.last.as_ref());
-        let sparse = last.filter(|last| !last.routing.is_empty());
-        let count = |value| run.map(|_| Number::Count(value));
-        // Once a sensor was read there is energy to speak of, even where it is 0.
-        let with_energy = |value| (!self.energy.is_empty()).then_some(value);
-        let of_last = |value: fn(&LastStep) -> f64| single(last.map(|last| Number::Real(value(last))));
-        let of_layers = |value: fn(&RoutingStats) -> f64| {
-            let layers = (run.map_or(0, |run| run.first_sparse_layer)..)
-                .zip(sparse.iter().flat_map(|last| &last.routing));
-            layers
-                .map(|(layer, stats)| sample([("layer", layer.to_string())], Number::Real(value(stats))))
-                .collect()
-        };
-        let energy =
-            self.energy.iter().map(|(source, &energy)| sample(labels(source), Number::Millionths(energy)));
-        let phases = self
-            .phases
-            .iter()
-            .map(|(phase, &energy)| sample([("phase", (*phase).to_owned())], Number::Millionths(energy)));
-        let watts = last.iter().flat_map(|last| &last.watts);
-        let watts = watts.map(|(source, watts)| sample(labels(source), Number::Real(*watts)));
-        let carbon =
-            self.grams.map(|grams| sample([("scope", "operational".to_owned())], Number::Real(grams)));
-        let intensity = run.map(|run| {
-            let labels = [("zone", run.grid_zone.clone()), ("basis", run.grid_basis.to_owned())];
-            sample(labels, Number::Real(run.grid_grams_per_kwh))
-        });
-        let values = [
-            (&catalogue::BUILD, vec![build()]),
-            (&catalogue::TOKENS, single(count(self.num_tokens))),
-            (&catalogue::STEPS, single(count(self.num_steps))),
-            (&catalogue::ENERGY, energy.collect()),
-            (&catalogue::CARBON, carbon.into_iter().collect()),
-            (&catalogue::PHASE_ENERGY, phases.collect()),
-            (&catalogue::UNATTRIBUTED_ENERGY, single(with_energy(Number::Millionths(self.unattributed)))),
-            (&catalogue::SENSOR_RESETS, single(with_energy(Number::Count(self.num_sensor_resets)))),
-            (&catalogue::DROPPED_TOKENS, single(sparse.map(|_| Number::Count(self.num_dropped)))),
-            (&catalogue::LOSS, of_last(|last| last.loss)),
-            (&catalogue::VALIDATION_LOSS, single(self.validation_loss.map(Number::Real))),
-            (&catalogue::LEARNING_RATE, of_last(|last| last.learning_rate)),
-            (&catalogue::BATCH_TOKENS, single(last.map(|last| Number::Count(last.num_tokens)))),
-            (&catalogue::ACTIVE_EXPERTS, single(sparse.map(|last| Number::Real(last.active_experts)))),
-            (&catalogue::POWER, watts.collect()),
-            (&catalogue::GRID_INTENSITY, intensity.into_iter().collect()),
-            (&catalogue::UTILIZATION, of_last(|last| last.utilization)),
-            (&catalogue::EXPERT_LOAD_CV, of_layers(|stats| stats.load_cv)),
-            (&catalogue::ROUTING_ENTROPY, of_layers(|stats| stats.routing_entropy_nats)),
-        ];
-        let histograms =
-            [(&catalogue::STEP_DURATION, &self.durations), (&catalogue::STEP_ENERGY, &self.energies)];
-        let histograms = histograms.into_iter().filter(|(_, histogram)| histogram.count() > 0);
-        let histograms = histograms
-            .map(|(metric, histogram)| Family { metric, samples: Samples::Histogram(histogram.clone()) });
-        let values = values.into_iter().filter(|(_, samples)| !samples.is_empty());
-        let values = values.map(|(metric, samples)| Family { metric, samples: Samples::Values(samples) });
-        let run_id = run.map_or_else(String::new, |run| run.run_id.clone());
-        Exposition { run_id, families: histograms.chain(values).collect() }
-    }
 }
 
 fn source(part: &DomainEnergy) -> Source {
     (Arc::clone(&part.domain), part.provenance.as_str())
-}
-
-fn labels((domain, source): &Source) -> [(&'static str, String); 2] {
-    [("domain", domain.to_string()), ("source", (*source).to_owned())]
-}
-
-fn sample<const N: usize>(labels: [(&'static str, String); N], value: Number) -> Sample {
-    Sample { labels: labels.into(), value }
-}
-
-fn single(value: Option<Number>) -> Vec<Sample> {
-    value.map(|value| sample([], value)).into_iter().collect()
-}
-
-/// The program. Builds for distribution set `WATTLE_COMMIT`; asking git in a build script would build the crate anew
-/// with each commit.
-fn build() -> Sample {
-    let commit = option_env!("WATTLE_COMMIT").unwrap_or("unknown");
-    let labels = [("version", env!("CARGO_PKG_VERSION").to_owned()), ("commit", commit.to_owned())];
-    sample(labels, Number::Count(1))
 }
