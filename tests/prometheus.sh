@@ -10,15 +10,24 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say() { printf '%s\n' "$*"; }
-fail() { printf 'prometheus.sh: %s\n' "$*" >&2; exit 1; }
+
+# Everything asked here is on this machine: no proxy.
+fetch() { curl -sf --noproxy '*' "$@"; }
 
 work=$(mktemp -d)
+touch "$work/train.log" "$work/prometheus.log"
 processes=()
 clean() {
     for process in "${processes[@]}"; do kill "$process" 2>/dev/null && wait "$process" 2>/dev/null; done
     rm -rf "$work"
 }
 trap clean EXIT
+
+fail() {
+    tail -n 20 "$work"/*.log >&2
+    printf 'prometheus.sh: %s\n' "$*" >&2
+    exit 1
+}
 
 # until_ok WHAT COMMAND...: polls until the command succeeds.
 until_ok() {
@@ -28,7 +37,6 @@ until_ok() {
         if "$@"; then return; fi
         sleep 0.2
     done
-    tail -n 20 "$work"/*.log >&2
     fail "$what did not come"
 }
 
@@ -48,9 +56,9 @@ if [[ -z ${WATTLE:-} ]]; then
 fi
 
 say "the shipped rules and configuration"
-promtool check rules configs/prometheus/*.rules.yml >"$work/promtool.log" 2>&1 || fail "$(cat "$work/promtool.log")"
-promtool check config configs/prometheus/prometheus.yml >"$work/promtool.log" 2>&1 || fail "$(cat "$work/promtool.log")"
-promtool test rules configs/prometheus/rules.test.yml >"$work/promtool.log" 2>&1 || fail "$(cat "$work/promtool.log")"
+promtool check rules configs/prometheus/*.rules.yml >"$work/promtool.log" 2>&1 || fail "promtool refuses them"
+promtool check config configs/prometheus/prometheus.yml >"$work/promtool.log" 2>&1 || fail "promtool refuses them"
+promtool test rules configs/prometheus/rules.test.yml >"$work/promtool.log" 2>&1 || fail "promtool refuses them"
 
 say "a training run with metrics at a free port"
 for ((i = 0; i < 4000; i++)); do echo "$((i % 97)) sheep and $((i * 7 % 89)) stars"; done >"$work/text.txt"
@@ -70,6 +78,7 @@ top_k = 2
 expert_ffn_size = 32
 [data]
 train = ["$work/text.txt"]
+held_out_by = "tail"
 sequence_length = 64
 [tokenizer]
 kind = "byte"
@@ -95,12 +104,12 @@ find_exporter() {
     [[ -n $exporter ]]
 }
 until_ok "the exporter's address" find_exporter
-[[ $(curl -sf "http://$exporter/healthz") == ok ]] || fail "/healthz is not ok"
-has_evaluated() { curl -sf "http://$exporter/metrics" >"$work/metrics.txt" && grep -q '^wattle_validation_loss ' "$work/metrics.txt"; }
+[[ $(fetch "http://$exporter/healthz") == ok ]] || fail "/healthz is not ok"
+has_evaluated() { fetch "http://$exporter/metrics" >"$work/metrics.txt" && grep -q '^wattle_validation_loss ' "$work/metrics.txt"; }
 until_ok "a held-out loss" has_evaluated
-promtool check metrics <"$work/metrics.txt" >"$work/promtool.log" 2>&1 || fail "check metrics: $(cat "$work/promtool.log")"
-[[ ! -s $work/promtool.log ]] || fail "check metrics: $(cat "$work/promtool.log")"
-curl -sf -H 'Accept: application/openmetrics-text; version=1.0.0' "http://$exporter/metrics" | tail -n 1 | grep -qx '# EOF' ||
+promtool check metrics <"$work/metrics.txt" >"$work/promtool.log" 2>&1 || fail "promtool refuses the metrics"
+[[ ! -s $work/promtool.log ]] || fail "promtool has something to say"
+fetch -H 'Accept: application/openmetrics-text; version=1.0.0' "http://$exporter/metrics" | tail -n 1 | grep -qx '# EOF' ||
     fail "OpenMetrics does not end with # EOF"
 
 say "Prometheus with the shipped configuration, once a second"
@@ -118,7 +127,7 @@ until_ok "the address of Prometheus" find_server
 
 # query PROMQL [TIME]: the result, a JSON array.
 query() {
-    curl -sf "http://$server/api/v1/query" --data-urlencode "query=$1" ${2:+--data-urlencode "time=$2"} |
+    fetch "http://$server/api/v1/query" --data-urlencode "query=$1" ${2:+--data-urlencode "time=$2"} |
         jq -ce 'if .status == "success" then .data.result else error(.error) end'
 }
 # value PROMQL [TIME]: the one number.
@@ -127,9 +136,12 @@ holds() { [[ $(query "$1" 2>/dev/null) == \[?*\] ]]; }
 
 until_ok "ten scrapes" holds 'count_over_time(wattle_tokens_total[1h]) >= 10'
 until_ok "the recording rules" holds 'wattle:joules_per_token:rate5m > 0'
-until_ok "health of every rule" jq -e '[.data.groups[].rules[].health] | length == 14 and all(. == "ok")' \
-    <(curl -sf "http://$server/api/v1/rules") >"$work/rules.json"
-curl -sf "http://$server/api/v1/query_exemplars" --data-urlencode 'query=wattle_step_duration_seconds_bucket' \
+rules_are_well() {
+    fetch "http://$server/api/v1/rules" |
+        jq -e '[.data.groups[].rules[].health] | length == 14 and all(. == "ok")' >/dev/null
+}
+until_ok "health of every rule" rules_are_well
+fetch "http://$server/api/v1/query_exemplars" --data-urlencode 'query=wattle_step_duration_seconds_bucket' \
     --data-urlencode "start=$(($(date +%s) - 3600))" --data-urlencode "end=$(date +%s)" |
     jq -e '[.data[].exemplars[].labels] | length > 0 and all(.run_id == "run" and (.step | tonumber) > 0)' >/dev/null ||
     fail "no exemplar names its run and step"
@@ -149,7 +161,7 @@ say "the end of the run"
 kill -TERM "$train"
 code=0
 wait "$train" || code=$?
-((code == 75)) || fail "the run ended with $code: $(cat "$work/train.log")"
+((code == 75)) || fail "the run ended with $code"
 until_ok "the end of scraping" holds 'up == 0'
 
 # All numbers of one moment are those of one scrape, and one scrape is of one moment between two steps.
