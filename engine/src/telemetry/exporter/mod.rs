@@ -10,6 +10,8 @@ mod gather;
 mod histogram;
 mod negotiation;
 mod server;
+#[cfg(test)]
+mod shipped;
 mod state;
 #[cfg(test)]
 mod tests;
