@@ -56,7 +56,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("source              {source}");
     println!("close and record    median {median:.1?} (close {closing:.1?}), mean {mean:.1?}");
     println!("CPU time of close   {:.1?} a window", totals.overhead.closing_cpu / WINDOWS as u32);
-    println!("CPU time of sampler {:.1?} a window", totals.overhead.sampler_cpu / WINDOWS as u32);
+    let interval_ms = EnergyConfig::default().interval_ms;
+    println!(
+        "CPU time of sampler {:.1?} a window, {:.3} % of one core at one sample in {interval_ms} ms",
+        totals.overhead.sampler_cpu / WINDOWS as u32,
+        100.0 * totals.overhead.sampler_cpu.as_secs_f64() / totals.duration.0
+    );
     println!(
         "CPU time of ledger  {:.1?} a window, its writer thread included",
         totals.overhead.ledger_cpu / WINDOWS as u32

@@ -13,13 +13,15 @@ use crate::units::GramsPerKilowattHour;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EnergyConfig {
-    /// Where joules come from: auto, nvml, rapl, model or none.
+    /// Where joules come from: auto, nvml, rapl, model, replay or none.
     pub meter: MeterChoice,
     /// Time between two samples of the counters, in milliseconds: 10 to 10000.
     pub interval_ms: u64,
     /// Thermal design power of all processor sockets together, in watts, for the modelled meter; from a table of
     /// processors when absent.
     pub tdp_watts: Option<f64>,
+    /// The recorded trace that the meter `replay` plays back.
+    pub trace: Option<PathBuf>,
 }
 
 /// A meter, by name.
@@ -35,6 +37,8 @@ pub enum MeterChoice {
     Rapl,
     /// CPU time times a power curve; nothing is measured.
     Model,
+    /// A recorded trace; for tests and for looking into a past run.
+    Replay,
     /// Count nothing.
     None,
 }
@@ -67,10 +71,11 @@ pub struct CarbonConfig {
 pub struct ProviderConfig {
     /// Who is asked: electricity_maps, watttime, uk_carbon_intensity or file.
     pub kind: ProviderKind,
-    /// The provider's own name of the place: `DE`, `CAISO_NORTH`; a UK region number or the start of a postcode.
+    /// The provider's own name of the place: `DE`, `CAISO_NORTH`; a UK region number or the first half of a postcode,
+    /// or nothing for all of Great Britain; for a file, the name to record.
     #[serde(default)]
     pub zone: Option<String>,
-    /// Another address than the provider's own: a proxy, a mirror.
+    /// Another address than the provider's own: a mirror, a gateway. The token is sent there.
     #[serde(default)]
     pub url: Option<String>,
     /// The file of intensities, for the kind `file`: CSV or JSON with from, until and grams_per_kwh.
@@ -129,7 +134,7 @@ pub struct Problem {
 
 impl Default for EnergyConfig {
     fn default() -> Self {
-        EnergyConfig { meter: MeterChoice::Auto, interval_ms: 100, tdp_watts: None }
+        EnergyConfig { meter: MeterChoice::Auto, interval_ms: 100, tdp_watts: None, trace: None }
     }
 }
 
@@ -142,6 +147,10 @@ impl EnergyConfig {
         }
         if let Some(watts) = self.tdp_watts.filter(|watts| !(*watts > 0.0 && *watts <= 100_000.0)) {
             problems.push(problem("energy.tdp_watts", watts, "above 0 and at most 100000"));
+        }
+        if (self.meter == MeterChoice::Replay) != self.trace.is_some() {
+            let message = "belongs with energy.meter = \"replay\": give both or neither".into();
+            problems.push(Problem { key: "energy.trace".into(), message });
         }
         problems
     }
@@ -177,6 +186,13 @@ impl CarbonConfig {
         if let Some(litres) = self.wue_l_per_kwh.filter(|litres| !(0.0..=100.0).contains(litres)) {
             problems.push(problem("carbon.wue_l_per_kwh", litres, "0 to 100"));
         }
+        let first_is_of_the_grid =
+            self.providers.first().is_some_and(|first| first.kind != ProviderKind::File);
+        if self.accounting == Accounting::Market && first_is_of_the_grid {
+            let message = "is market, but carbon.providers[0] counts the grid's emissions and the two must not be \
+                 summed; set it to location, or let a file of market figures come first";
+            problems.push(Problem { key: "carbon.accounting".into(), message: message.into() });
+        }
         for (index, provider) in self.providers.iter().enumerate() {
             provider.validate(&format!("carbon.providers[{index}]"), &mut problems);
         }
@@ -205,8 +221,20 @@ impl CarbonConfig {
     }
 }
 
+impl ProviderKind {
+    /// The name in files and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProviderKind::ElectricityMaps => "electricity_maps",
+            ProviderKind::Watttime => "watttime",
+            ProviderKind::UkCarbonIntensity => "uk_carbon_intensity",
+            ProviderKind::File => "file",
+        }
+    }
+}
+
 impl ProviderConfig {
-    fn validate(&self, key: &str, problems: &mut Vec<Problem>) {
+    pub(crate) fn validate(&self, key: &str, problems: &mut Vec<Problem>) {
         let mut missing = |name: &str, what: &str| {
             problems.push(Problem { key: format!("{key}.{name}"), message: format!("is missing: {what}") });
         };
@@ -214,7 +242,33 @@ impl ProviderConfig {
             ProviderKind::ElectricityMaps if self.zone.is_none() => missing("zone", "such as \"DE\""),
             ProviderKind::Watttime if self.zone.is_none() => missing("zone", "such as \"CAISO_NORTH\""),
             ProviderKind::File if self.path.is_none() => missing("path", "the file of intensities"),
+            ProviderKind::UkCarbonIntensity => {
+                if let Err(message) = carbon::UkArea::parse(self.zone.as_deref()) {
+                    problems.push(Problem { key: format!("{key}.zone"), message });
+                }
+            }
             _ => {}
+        }
+        let named = |zone: &str| {
+            let printable = zone.chars().all(|c| !c.is_control());
+            (1..=64).contains(&zone.len()) && zone.trim() == zone && printable
+        };
+        if let Some(zone) = self.zone.as_deref().filter(|zone| !named(zone)) {
+            let expected = "1 to 64 characters without blanks around them";
+            problems.push(problem(&format!("{key}.zone"), format!("{zone:?}"), expected));
+        }
+        // The address itself stays out of the message: it may hold a password.
+        if self.url.as_deref().is_some_and(|url| !is_address(url)) {
+            let message = "cannot be used: expected https:// or http:// with a host, and no user or password";
+            problems.push(Problem { key: format!("{key}.url"), message: message.into() });
+        }
+        if self.kind == ProviderKind::File && self.url.is_some() {
+            let message = "has no meaning for a file; name it in path".into();
+            problems.push(Problem { key: format!("{key}.url"), message });
+        }
+        if self.kind != ProviderKind::File && self.path.is_some() {
+            let message = "has a meaning only for the kind file".into();
+            problems.push(Problem { key: format!("{key}.path"), message });
         }
         if !(1..=100_000).contains(&self.stale_after_minutes) {
             let key = format!("{key}.stale_after_minutes");
@@ -244,6 +298,15 @@ pub(crate) fn pue_problem(pue: f64) -> Option<Problem> {
     (!(1.0..=10.0).contains(&pue)).then(|| problem("carbon.pue", pue, "1.0 to 10.0"))
 }
 
+/// Whether requests can be sent to an address.
+fn is_address(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    rest.is_some_and(|rest| {
+        let host = rest.split('/').next().unwrap_or_default();
+        !host.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic() && !b"@?#".contains(&byte))
+    })
+}
+
 fn problem(key: &str, got: impl std::fmt::Display, expected: &str) -> Problem {
     Problem { key: key.into(), message: format!("is {got}, expected {expected}") }
 }
@@ -268,6 +331,46 @@ mod tests {
 
         let energy = EnergyConfig { interval_ms: 1, tdp_watts: Some(f64::NAN), ..EnergyConfig::default() };
         assert_eq!(energy.validate().len(), 2);
+    }
+
+    #[test]
+    fn a_provider_must_have_what_its_kind_needs() {
+        let problems = |json: &str| {
+            let provider = serde_json::from_str(json).unwrap();
+            let carbon = CarbonConfig { providers: vec![provider], ..CarbonConfig::default() };
+            let problems = carbon.validate();
+            problems
+                .into_iter()
+                .map(|problem| format!("{} {}", problem.key, problem.message))
+                .collect::<Vec<_>>()
+        };
+        for good in [
+            r#"{"kind":"electricity_maps","zone":"DE"}"#,
+            r#"{"kind":"watttime","zone":"CAISO_NORTH","url":"http://127.0.0.1:8080/wt"}"#,
+            r#"{"kind":"uk_carbon_intensity"}"#,
+            r#"{"kind":"uk_carbon_intensity","zone":"13"}"#,
+            r#"{"kind":"file","path":"grid.csv"}"#,
+        ] {
+            assert_eq!(problems(good), [""; 0], "{good}");
+        }
+        for (bad, part) in [
+            (r#"{"kind":"electricity_maps"}"#, "carbon.providers[0].zone is missing"),
+            (r#"{"kind":"electricity_maps","zone":" "}"#, "carbon.providers[0].zone is"),
+            (r#"{"kind":"uk_carbon_intensity","zone":"Leeds"}"#, "1 to 17"),
+            (r#"{"kind":"file"}"#, "carbon.providers[0].path is missing"),
+            (r#"{"kind":"watttime","zone":"X","path":"grid.csv"}"#, "only for the kind file"),
+            (r#"{"kind":"file","path":"grid.csv","url":"http://x"}"#, "no meaning for a file"),
+            (r#"{"kind":"watttime","zone":"X","url":"ftp://x"}"#, "https://"),
+            (r#"{"kind":"watttime","zone":"X","stale_after_minutes":0}"#, "1 to 100000"),
+        ] {
+            let found = problems(bad);
+            assert!(found.len() == 1 && found[0].contains(part), "{bad}: {found:?}");
+        }
+        let providers = vec![serde_json::from_str(r#"{"kind":"uk_carbon_intensity"}"#).unwrap()];
+        let market = CarbonConfig { accounting: Accounting::Market, providers, ..CarbonConfig::default() };
+        assert_eq!(market.validate()[0].key, "carbon.accounting");
+        let secret = problems(r#"{"kind":"watttime","zone":"X","url":"https://ada:pa55@host"}"#);
+        assert!(secret.len() == 1 && !secret[0].contains("pa55"), "{secret:?}");
     }
 
     #[test]

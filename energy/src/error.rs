@@ -25,6 +25,16 @@ pub enum Error {
         /// The closest known codes with their names.
         nearest: Vec<String>,
     },
+    /// A source of carbon intensities could not be asked, or gave no usable answer.
+    #[error("{whom}: {message}; {remedy}")]
+    Provider {
+        /// The provider and the place, or the file.
+        whom: String,
+        /// What went wrong.
+        message: String,
+        /// What to do.
+        remedy: String,
+    },
     /// A setting is outside its range.
     #[error("{key} {message}")]
     Setting {

@@ -71,7 +71,29 @@ pub struct WindowEnergy {
     /// How far off the joules may be by interpolation between slow counter updates; `None` when every counter was
     /// read at the edges.
     pub error_bound: Option<Joules>,
-    /// False when a sensor could not be read at the end: its energy joins the next window that reads it.
+    /// False when a sensor could not be read at the end, so that its energy joins the next window that reads it, or
+    /// when a part of the energy is unknown: a counter was reset, jumped or stood still, or the machine slept.
+    pub complete: bool,
+    /// The energy of each domain that was read.
+    pub domains: Vec<DomainEnergy>,
+}
+
+/// The energy of a named span, measured beside the windows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpanEnergy {
+    /// Its name; a span inside another has the outer name before its own: `outer/inner`.
+    pub name: String,
+    /// How long it was, without the time the machine slept.
+    pub duration: Seconds,
+    /// Energy of all domains; `None` when nothing was read, which is not the same as none used.
+    pub joules: Option<Joules>,
+    /// Mean power.
+    pub watts: Option<Watts>,
+    /// Share of the joules that was measured, 0 to 1; the rest was modelled.
+    pub measured_share: f64,
+    /// How far off the joules may be by interpolation between slow counter updates.
+    pub error_bound: Option<Joules>,
+    /// False when a part of the energy is unknown, as in [`WindowEnergy::complete`].
     pub complete: bool,
     /// The energy of each domain that was read.
     pub domains: Vec<DomainEnergy>,
@@ -103,10 +125,18 @@ pub struct EnergyTotals {
     pub measured_share: f64,
     /// Each domain's balance.
     pub domains: Vec<DomainTotal>,
+    /// Counters that passed their range and went on; nothing is lost.
+    pub wraps: u64,
     /// Counters that started anew.
     pub resets: u64,
     /// Implausible jumps that were left out.
     pub spikes: u64,
+    /// Readings that repeated the one before though the sensor should have had news.
+    pub stuck_readings: u64,
+    /// Readings that showed an older time or value than the one before and were left out.
+    pub out_of_order: u64,
+    /// Times the machine slept.
+    pub sleeps: u64,
     /// Time for which the energy of a domain is unknown or only bounded from below, summed over domains.
     pub gap: Seconds,
     /// Time since the last window was closed.
@@ -157,11 +187,44 @@ impl WindowEnergy {
         complete: bool,
         domains: Vec<DomainEnergy>,
     ) -> Self {
-        let (total, measured_share) =
-            sum_and_measured_share(domains.iter().map(|part| (part.provenance, part.microjoules)));
-        let joules = (!domains.is_empty()).then(|| total.joules());
+        let (joules, measured_share) = known_joules(&domains);
         let watts = joules.and_then(|joules| joules.over(duration));
         WindowEnergy { seq, kind, duration, joules, watts, measured_share, error_bound, complete, domains }
+    }
+}
+
+impl SpanEnergy {
+    /// Energy of all domains that were read.
+    pub fn microjoules(&self) -> MicroJoules {
+        self.domains.iter().map(|part| part.microjoules).sum()
+    }
+
+    pub(crate) fn new(
+        name: String,
+        duration: Seconds,
+        error_bound: Option<Joules>,
+        complete: bool,
+        domains: Vec<DomainEnergy>,
+    ) -> Self {
+        let (joules, measured_share) = known_joules(&domains);
+        let watts = joules.and_then(|joules| joules.over(duration));
+        SpanEnergy { name, duration, joules, watts, measured_share, error_bound, complete, domains }
+    }
+}
+
+impl fmt::Display for SpanEnergy {
+    /// `fit: 12.3 J in 1.20 s (measured_counter)`, each provenance once.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut provenances: Vec<Provenance> = self.domains.iter().map(|part| part.provenance).collect();
+        provenances.sort();
+        provenances.dedup();
+        let names: Vec<&str> = provenances.iter().map(|provenance| provenance.as_str()).collect();
+        match self.joules {
+            Some(joules) => {
+                write!(f, "{}: {joules} in {:.2} s ({})", self.name, self.duration.0, names.join(", "))
+            }
+            None => write!(f, "{}: energy unknown in {:.2} s", self.name, self.duration.0),
+        }
     }
 }
 
@@ -183,6 +246,13 @@ impl EnergyTotals {
         let spent = (sampler_cpu + closing_cpu + ledger_cpu).as_secs_f64();
         if self.duration.0 > 0.0 { spent / self.duration.0 } else { 0.0 }
     }
+}
+
+/// Joules of all domains, none where none was read, and the share of them that was measured.
+fn known_joules(domains: &[DomainEnergy]) -> (Option<Joules>, f64) {
+    let parts = domains.iter().map(|part| (part.provenance, part.microjoules));
+    let (total, measured_share) = sum_and_measured_share(parts);
+    ((!domains.is_empty()).then(|| total.joules()), measured_share)
 }
 
 /// Joules of all parts and the share of them that was measured.

@@ -141,7 +141,7 @@ fn a_run_directory_below_a_file_is_refused() {
     let workshop = Workshop::new();
     for directory in ["text.txt", "text.txt/run"] {
         let ran = workshop.run(&["train", "config.toml", "--run-dir", directory]);
-        ran.expect_refusal(74, &["cannot create text.txt", "choose another path"]);
+        ran.expect_refusal(74, &["cannot create the directory text.txt", "choose another path"]);
     }
 }
 
@@ -322,6 +322,18 @@ fn limit_files(command: &mut Command, bytes: u64) -> &mut Command {
     };
     // SAFETY: between fork and exec the closure allocates nothing and takes no lock.
     unsafe { command.pre_exec(apply) }
+}
+
+#[test]
+fn more_threads_than_the_system_gives_are_refused() {
+    let workshop = Workshop::new();
+    let wattle = workshop.command(&["train", "config.toml", "--quiet", "--set", "device.threads=60000"]);
+    // Each thread takes 2 MiB of addresses for its stack.
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -v 1000000 && exec \"$0\" \"$@\""]).arg(wattle.get_program());
+    limited.args(wattle.get_args()).current_dir(workshop.path("."));
+    let ran = Ran::from(limited.output().expect("a shell starts"));
+    ran.expect_refusal(74, &["cannot start the CPU threads"]);
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn the_key_value_cache_changes_no_logit() {
     let workshop = trained(&["model.num_kv_heads=1", "model.attention_windows=[8, 0]"]);
     let mut model = LoadedModel::open(&workshop.path("run")).expect("the run can be opened");
     let ids: Vec<i32> = b"5 sheep and 35 stars\n6 sheep".iter().map(|&byte| i32::from(byte)).collect();
-    let row_len = model.tokenizer.vocab_size();
+    let row_len = model.vocab_size;
     let whole = forward(&mut model, &ids, None);
     let mut cache = model.decoder.new_cache(32).expect("it fits");
     // A prompt at once, a few tokens, then one by one.

@@ -240,3 +240,33 @@ fn never_refuses_a_directory_that_holds_a_run() {
     assert!(ran.stderr.contains("already holds a run"), "{}", ran.stderr);
     assert_eq!(num_metrics(&workshop.path("run")), 10);
 }
+
+#[test]
+fn checkpoints_alone_are_a_run_that_a_new_one_must_not_replace() {
+    let workshop = Workshop::new();
+    workshop.train("old", &["--max-steps", "10"]);
+    workshop.train("run", &["--max-steps", "30"]);
+    fs::remove_file(workshop.path("run/config.toml")).expect("it is there");
+    for from in ["never", "old"] {
+        let ran = resume(&workshop, &["--run-dir", "run", "--resume", from]);
+        assert_eq!(ran.code, 78, "{}", ran.stderr);
+        assert!(ran.stderr.contains("already holds a run"), "{}", ran.stderr);
+    }
+    assert_eq!(checkpoint_steps(&workshop.path("run")), [10, 20, 30]);
+}
+
+#[test]
+fn a_run_whose_configuration_lacks_a_newer_key_goes_on_and_a_broken_one_is_named() {
+    let workshop = Workshop::new();
+    let first = resume(&workshop, &["--max-steps", "10"]).stdout.trim_end().to_owned();
+    let path = workshop.path(&first).join("config.toml");
+    let saved = fs::read_to_string(&path).expect("the run keeps its configuration");
+    let older = saved.replace("shuffle = true\n", "");
+    assert!(older != saved);
+    fs::write(&path, older).expect("writable");
+    let ran = resume(&workshop, &["--max-steps", "20"]);
+    assert_eq!((ran.code, ran.stdout.trim_end()), (0, first.as_str()), "{}", ran.stderr);
+    fs::write(&path, "[run").expect("writable");
+    let ran = resume(&workshop, &["--run-dir", &first]);
+    ran.expect_refusal(65, &["config.toml is damaged", "does not load"]);
+}

@@ -59,7 +59,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// Opens or creates the ledger at `path` and begins a segment of `run`. Segments that never ended are marked
-    /// crashed; windows of this run beyond the step it resumes from are marked superseded.
+    /// crashed; windows of this run that were not closed or lie beyond the step it resumes from are marked superseded.
     ///
     /// # Errors
     /// When the file cannot be written or is not a ledger.
@@ -134,13 +134,18 @@ impl Ledger {
         Ok((grams, split))
     }
 
-    /// Keeps the window in progress in the ledger too, as `in_progress` tells it, ten times a second: a kill in the
-    /// middle of a long window then loses no more than that. It is asked on the writer's thread.
+    /// Keeps the window in progress in the ledger too, as `in_progress` tells it, once every `period`: a kill in the
+    /// middle of a long window then loses no more than that. It is asked on the writer's thread. Each time costs a
+    /// commit, some 100 us.
     ///
     /// # Errors
     /// When an earlier entry could not be written.
-    pub fn watch(&mut self, in_progress: impl Fn() -> WindowEnergy + Send + 'static) -> Result<()> {
-        self.send(Command::Watch(Box::new(in_progress)))
+    pub fn watch(
+        &mut self,
+        period: Duration,
+        in_progress: impl Fn() -> WindowEnergy + Send + 'static,
+    ) -> Result<()> {
+        self.send(Command::Watch(period, Box::new(in_progress)))
     }
 
     /// Enters a carbon intensity, or the correction of one. Windows to come are priced with it when that is its

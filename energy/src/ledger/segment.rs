@@ -120,7 +120,7 @@ fn known_run(transaction: &Transaction<'_>, run: &RunInfo) -> rusqlite::Result<O
         )?;
         transaction.execute(
             "UPDATE window SET superseded = 1
-             WHERE step > ?2 AND segment IN (SELECT id FROM segment WHERE run = ?1 AND rank = ?3)",
+             WHERE (step > ?2 OR kind = 'open') AND segment IN (SELECT id FROM segment WHERE run = ?1 AND rank = ?3)",
             params![id, run.resumed_from_step.unwrap_or(0), run.rank],
         )?;
     }

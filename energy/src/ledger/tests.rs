@@ -210,7 +210,9 @@ fn the_window_in_progress_stands_in_the_ledger_until_it_is_closed() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(FILE_NAME);
     let mut ledger = Ledger::open(&path, &run(None)).unwrap();
-    ledger.watch(|| WindowEnergy { kind: WindowKind::Open, ..window(1, 70) }).unwrap();
+    ledger
+        .watch(Duration::from_millis(100), || WindowEnergy { kind: WindowKind::Open, ..window(1, 70) })
+        .unwrap();
     // The watched monitor is a window ahead: what it tells is kept back until the ledger has caught up.
     ledger.flush().unwrap();
     assert_eq!(ask(&path, "SELECT count(*) FROM window"), 0);

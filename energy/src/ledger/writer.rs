@@ -18,7 +18,7 @@ use crate::clock::thread_cpu_time;
 use crate::units::{Grams, GramsPerKilowattHour};
 use crate::window::{DomainEnergy, WindowEnergy};
 
-/// The oldest entry waits no longer for its commit.
+/// The oldest entry waits no longer for its commit, unless a watch has another period.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The oldest commit waits no longer for the disk.
@@ -60,8 +60,8 @@ pub(super) type Watch = Box<dyn Fn() -> WindowEnergy + Send>;
 /// What the writer is asked to do. A `done` that is dropped without a word means that it failed.
 pub(super) enum Command {
     Window(Box<Row>),
-    /// From now on each commit holds the window in progress.
-    Watch(Watch),
+    /// From now on each commit holds the window in progress, and they come this often.
+    Watch(Duration, Watch),
     Intensity {
         number: i64,
         role: Role,
@@ -99,6 +99,7 @@ pub(super) fn run(
         sensors: Vec::new(),
         batch: Vec::new(),
         watch: None,
+        period: COMMIT_INTERVAL,
         newest: None,
         price,
         open: None,
@@ -127,10 +128,13 @@ pub(super) fn run(
                 let _ = done.send(thread_cpu_time());
                 continue;
             }
-            Ok(Command::Watch(watch)) => writer.watch = Some(watch),
+            Ok(Command::Watch(period, watch)) => {
+                writer.watch = Some(watch);
+                writer.period = period;
+            }
             Ok(entry) => {
                 if !writer.has_work() {
-                    due = Instant::now() + COMMIT_INTERVAL;
+                    due = Instant::now() + writer.period;
                 }
                 writer.batch.push(entry);
             }
@@ -145,7 +149,7 @@ pub(super) fn run(
         if writer.batch.len() >= MAX_BATCH || now >= due {
             let sync = writer.waits_for_disk.is_some_and(|since| now >= since + SYNC_INTERVAL);
             writer.commit(if sync { Durability::Disk } else { Durability::Process })?;
-            due = now + COMMIT_INTERVAL;
+            due = now + writer.period;
         }
     }
 }
@@ -166,6 +170,8 @@ struct Writer {
     sensors: Vec<(DomainEnergy, i64)>,
     batch: Vec<Command>,
     watch: Option<Watch>,
+    /// Time between two commits.
+    period: Duration,
     /// Number and step of the newest closed window.
     newest: Option<(u64, Option<u64>)>,
     /// That of the newest window.
@@ -218,7 +224,7 @@ impl Writer {
                     )?;
                 }
                 // Answered at once, never collected.
-                Command::Watch(_) | Command::Flush(_) | Command::Finish { .. } => {}
+                Command::Watch(..) | Command::Flush(_) | Command::Finish { .. } => {}
             }
         }
         entries.add_split(&split)?;

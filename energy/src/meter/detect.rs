@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::model::ModelMeter;
 use super::nvml::NvmlMeter;
 use super::rapl::{POWERCAP_ROOT, RaplMeter};
-use super::{Meter, MeterError, MeterErrorKind};
+use super::{Meter, MeterError, MeterErrorKind, trace};
 use crate::config::{EnergyConfig, MeterChoice};
 
 /// The meters a configuration comes to on this machine.
@@ -31,6 +31,10 @@ pub fn detect(config: &EnergyConfig) -> Result<Detected, MeterError> {
         MeterChoice::Nvml => found.meters.push(Box::new(NvmlMeter::open()?)),
         MeterChoice::Rapl => found.meters.push(Box::new(RaplMeter::open(Path::new(POWERCAP_ROOT))?)),
         MeterChoice::Model => found.meters.push(Box::new(ModelMeter::open(config.tdp_watts)?)),
+        MeterChoice::Replay => {
+            let played = trace::read(config.trace.as_deref().ok_or_else(trace::unnamed)?)?;
+            found.meters.extend(played.into_iter().map(|meter| Box::new(meter) as Box<dyn Meter>));
+        }
         MeterChoice::Auto => {
             found.add_if_usable(NvmlMeter::open());
             if !found.add_if_usable(RaplMeter::open(Path::new(POWERCAP_ROOT))) {

@@ -3,13 +3,16 @@
 //! A meter turns whatever its sensor gives (a counter that wraps, a power curve) into energy that only grows.
 //! Wraps and resets are settled here, so that everything above works with plain differences.
 
+pub mod apportion;
 pub mod counter;
 pub mod detect;
+pub mod integrate;
 pub mod model;
 pub mod nvml;
 pub mod rapl;
 pub mod replay;
 pub mod tdp;
+pub mod trace;
 
 use std::fmt;
 use std::sync::Arc;
@@ -142,6 +145,13 @@ pub enum CounterEvent {
     Spike,
     /// The readings lie so far apart that wraps may have been missed: the energy of the span is a lower bound.
     MissedWraps,
+    /// The reading shows an older time or an older value than the one before. It is left out; nothing is lost.
+    OutOfOrder,
+    /// The sensor of this domain could not be read, others of its meter could. What its counter rises by joins the
+    /// next reading; the span is zero.
+    Unreadable,
+    /// Power samples lie too far apart to integrate between them. The energy of the span is unknown and not counted.
+    Gap,
 }
 
 /// A meter that could not be opened or read.

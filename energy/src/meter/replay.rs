@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::counter::CounterTracker;
-use super::{Domain, Meter, MeterError, MeterErrorKind, Note, Plausible, Provenance, Reading};
+use super::{CounterEvent, Domain, Meter, MeterError, MeterErrorKind, Note, Plausible, Provenance, Reading};
 
 /// The record of one raw counter.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub struct Trace {
     pub points: Vec<(Duration, Option<u64>)>,
 }
 
-/// Shows, at each time, the newest recorded value, as a slow counter does.
+/// Shows, at each time, the newest recorded value, as a slow counter does; before the first, the first.
 #[derive(Clone, Debug)]
 pub struct ReplayMeter {
     domains: Vec<Domain>,
@@ -50,23 +50,35 @@ impl Meter for ReplayMeter {
     }
 
     fn read(&mut self, now: Duration) -> Result<Reading, MeterError> {
-        let shown = self.traces.iter().map(|trace| {
-            let newest = trace.points.partition_point(|(at, _)| *at <= now).checked_sub(1)?;
-            trace.points[newest].1
-        });
-        let raw = shown.collect::<Option<Vec<u64>>>().ok_or_else(|| MeterError {
-            sensor: "replay",
-            kind: MeterErrorKind::Retry,
-            message: format!("the recorded counter could not be read at {now:?}"),
-            remedy: "the span is recorded as a gap".into(),
-        })?;
         let mut reading = Reading::default();
-        for (domain, (tracker, raw)) in self.trackers.iter_mut().zip(raw).enumerate() {
-            if let Some((event, span)) = tracker.advance(now, raw) {
-                reading.notes.push(Note { domain, event, span });
-            }
+        let mut unreadable = 0;
+        for (domain, (trace, tracker)) in self.traces.iter().zip(&mut self.trackers).enumerate() {
+            let note = match trace.shown_at(now) {
+                Some(raw) => tracker.advance(now, raw),
+                None => {
+                    unreadable += 1;
+                    Some((CounterEvent::Unreadable, Duration::ZERO))
+                }
+            };
+            reading.notes.extend(note.map(|(event, span)| Note { domain, event, span }));
             reading.cumulative.push(tracker.cumulative());
         }
+        if unreadable == self.traces.len() {
+            return Err(MeterError {
+                sensor: "replay",
+                kind: MeterErrorKind::Retry,
+                message: format!("the recorded counters could not be read at {now:?}"),
+                remedy: "the span is recorded as a gap".into(),
+            });
+        }
         Ok(reading)
+    }
+}
+
+impl Trace {
+    /// The newest value at `now`, if one could be read.
+    fn shown_at(&self, now: Duration) -> Option<u64> {
+        let newest = self.points.partition_point(|(at, _)| *at <= now).saturating_sub(1);
+        self.points.get(newest)?.1
     }
 }

@@ -49,11 +49,25 @@ impl Curve {
 
     /// Gives a window that ends at `edge` all energy up to there that no window has had yet.
     pub(crate) fn take_until(&mut self, edge: Duration) -> MicroJoules {
-        let reached =
-            if self.lag.is_zero() { self.newest().1 } else { self.at(edge.saturating_sub(self.lag)) };
-        let taken = reached.saturating_sub(self.given);
-        self.given += taken;
-        MicroJoules(taken)
+        let taken = self.until(edge);
+        self.given += taken.0;
+        taken
+    }
+
+    /// What a window that ended at `edge` would be given.
+    pub(crate) fn until(&self, edge: Duration) -> MicroJoules {
+        MicroJoules(self.reached(edge).0.saturating_sub(self.given))
+    }
+
+    /// How far the energy has come for a window that ends at `edge`.
+    pub(crate) fn reached(&self, edge: Duration) -> MicroJoules {
+        let lagging = || self.at(edge.saturating_sub(self.lag));
+        MicroJoules(if self.lag.is_zero() { self.newest().1 } else { lagging() })
+    }
+
+    /// The newest reading.
+    pub(crate) fn cumulative(&self) -> MicroJoules {
+        MicroJoules(self.newest().1)
     }
 
     /// How late its windows are.
@@ -93,17 +107,33 @@ impl Curve {
     /// The curve at `time`, rounded down; its ends before the oldest and after the newest sample.
     fn at(&self, time: Duration) -> u64 {
         let after = self.samples.partition_point(|(at, _)| *at <= time);
-        match (after.checked_sub(1).and_then(|before| self.samples.get(before)), self.samples.get(after)) {
-            (Some(&(t0, e0)), Some(&(t1, e1))) => {
-                let part = u128::from(e1 - e0) * (time - t0).as_nanos() / (t1 - t0).as_nanos();
-                // The part is at most e1 - e0, which fits.
-                e0 + part as u64
-            }
-            (Some(&(_, newest)), None) => newest,
-            (None, Some(&(_, oldest))) => oldest,
-            (None, None) => self.first,
-        }
+        let Some(&end) = self.samples.get(after) else { return self.newest().1 };
+        let Some(before) = after.checked_sub(1) else { return end.1 };
+        let start = self.samples[before];
+        let earlier = before.checked_sub(1).map(|earlier| self.samples[earlier]);
+        between(earlier, start, end, time)
     }
+}
+
+/// Energy at `time` between two samples. Power is a straight line whose mean is what the samples say and whose
+/// start lies between the powers before and after: exact on a ramp, where steady power would be off by half its
+/// change. It never goes below zero, so that the curve never falls, and a later sample changes nothing.
+fn between(
+    earlier: Option<(Duration, u64)>,
+    (t0, e0): (Duration, u64),
+    (t1, e1): (Duration, u64),
+    time: Duration,
+) -> u64 {
+    let (rise, span) = ((e1 - e0) as f64, (t1 - t0).as_secs_f64());
+    let mean = rise / span;
+    let start = earlier.map_or(mean, |(t, e)| {
+        let span_before = (t0 - t).as_secs_f64();
+        let mean_before = (e0 - e) as f64 / span_before;
+        ((mean_before * span + mean * span_before) / (span + span_before)).min(2.0 * mean)
+    });
+    let part = (time - t0).as_secs_f64() / span;
+    let energy = span * part * (start + (mean - start) * part);
+    e0 + (energy as u64).min(e1 - e0)
 }
 
 #[cfg(test)]
@@ -129,6 +159,29 @@ mod tests {
         assert!(windows[20..].iter().all(|joules| (joules - 10.0).abs() < 0.2), "{windows:?}");
         assert_eq!(curve.remainder(), MicroJoules(200_000_000));
         assert_eq!(windows.iter().sum::<f64>() + curve.remainder().joules().0, 2000.0);
+    }
+
+    #[test]
+    fn on_a_ramp_the_curve_is_exact_between_its_samples() {
+        // 100 W at the start and 20 W more each second: 100 t + 10 t^2 joules.
+        let energy = |t: f64| ((100.0 * t + 10.0 * t * t) * 1e6) as u64;
+        let mut curve = Curve::new(SECOND, Duration::ZERO, MicroJoules(0));
+        for second in 1..=4 {
+            curve.push(SECOND * second, MicroJoules(energy(f64::from(second))));
+        }
+        for tenth in 10..40 {
+            let shown = curve.at(SECOND * tenth / 10);
+            assert!(shown.abs_diff(energy(f64::from(tenth) / 10.0)) <= 1, "{tenth}: {shown}");
+        }
+    }
+
+    #[test]
+    fn power_that_drops_falls_to_zero_and_not_below() {
+        let mut curve = Curve::new(SECOND, Duration::ZERO, MicroJoules(0));
+        curve.push(SECOND, MicroJoules(1_000_000_000));
+        curve.push(SECOND * 2, MicroJoules(1_001_000_000));
+        // From 2 W to 0 W: three quarters of the joule in the first half.
+        assert_eq!(curve.at(SECOND * 3 / 2), 1_000_750_000);
     }
 
     #[test]
@@ -165,6 +218,8 @@ mod tests {
                     given += curve.take_until(now).0;
                 }
                 prop_assert_eq!(given + curve.remainder().0, counter - 7);
+                let at = |ms| curve.at(now.saturating_sub(Duration::from_millis(ms)));
+                prop_assert!(at(700) <= at(450) && at(450) <= at(449) && at(449) <= counter);
                 prop_assert_eq!(curve.total().0, counter - 7);
             }
         }

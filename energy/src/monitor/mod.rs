@@ -6,8 +6,11 @@
 
 mod book;
 mod curve;
+mod span;
+mod track;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -17,9 +20,11 @@ use crate::clock::{Clock, thread_cpu_time};
 use crate::config::EnergyConfig;
 use crate::error::{Error, Result};
 use crate::meter::detect::detect;
-use crate::meter::{Meter, MeterError};
-use crate::window::{EnergyTotals, WindowEnergy, WindowKind};
-use book::{Book, SourceState};
+use crate::meter::trace::TraceWriter;
+use crate::meter::{Meter, MeterError, Reading};
+use crate::window::{EnergyTotals, SpanEnergy, WindowEnergy, WindowKind};
+use book::{Book, SourceState, SpanStart, Taken};
+pub use span::Span;
 
 /// Counts energy from its start until it is finished or dropped.
 #[derive(Debug)]
@@ -35,6 +40,7 @@ pub struct EnergyMonitorBuilder {
     interval: Duration,
     clock: Clock,
     with_sampler: bool,
+    recording: Option<PathBuf>,
 }
 
 struct Shared {
@@ -49,8 +55,10 @@ struct Shared {
 
 struct Source {
     meter: Mutex<Box<dyn Meter>>,
-    /// Zero: read at every edge and every interval. Otherwise: read by the sampler, once per period.
-    period: Duration,
+    /// Always fresh: read at every edge. Others are read by the sampler only.
+    fresh: bool,
+    /// Time between two readings by the sampler: the update period, for a fresh one the interval.
+    every: Duration,
 }
 
 impl EnergyMonitor {
@@ -61,6 +69,7 @@ impl EnergyMonitor {
             interval: Duration::from_millis(100),
             clock: Clock::system(),
             with_sampler: true,
+            recording: None,
         }
     }
 
@@ -79,13 +88,37 @@ impl EnergyMonitor {
 
     /// Ends the current window here, names what it was, and begins the next. Costs tens of microseconds.
     pub fn close_window(&self, kind: WindowKind) -> WindowEnergy {
-        let edge = self.shared.clock.now();
-        let cpu_before = thread_cpu_time();
-        self.shared.read_where(|source, _| source.period.is_zero());
-        let mut book = self.shared.book();
-        let window = book.close(kind, edge);
-        book.closing_cpu += thread_cpu_time().saturating_sub(cpu_before);
-        window
+        self.shared.at_edge(|book, edge| book.close(kind, edge))
+    }
+
+    /// Begins a named span here, beside the windows and beside other spans: `monitor.begin("fit")`, then
+    /// [`end`](Span::end). Spans may nest, overlap and cross threads. Where a counter is slow the span is
+    /// interpolated like a window, and as late: one much longer than the counter's period is little affected, and
+    /// its error bound says how much.
+    pub fn begin(&self, name: impl Into<String>) -> Span<'_> {
+        let start = self.shared.at_edge(|book, edge| book.open_span(edge));
+        Span::new(self, name.into(), start)
+    }
+
+    /// Runs `work` and gives what it returned with the energy of the meantime.
+    pub fn measure<T>(&self, name: &str, work: impl FnOnce() -> T) -> (T, SpanEnergy) {
+        let span = self.begin(name);
+        let result = work();
+        (result, span.end())
+    }
+
+    fn close_span(&self, name: String, start: &SpanStart) -> SpanEnergy {
+        self.shared.at_edge(|book, edge| book.close_span(name, start, edge))
+    }
+
+    /// A question that can be asked from any thread: the energy of the open window so far, for
+    /// [`Ledger::watch`](crate::Ledger::watch). Meters whose readings are always fresh are read for it.
+    pub fn in_progress(&self) -> impl Fn() -> WindowEnergy + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            shared.read_where(|source, _| source.fresh);
+            shared.book().in_progress(WindowKind::Open, shared.clock.now())
+        }
     }
 
     /// Samples every meter that is due, as the sampler thread does at its interval.
@@ -139,7 +172,7 @@ impl EnergyMonitorBuilder {
         self
     }
 
-    /// Time between two samples.
+    /// Time between two samples; sensors whose power is integrated are read more often where it is long.
     pub fn interval(mut self, interval: Duration) -> Self {
         self.interval = interval;
         self
@@ -148,6 +181,13 @@ impl EnergyMonitorBuilder {
     /// Uses another clock.
     pub fn clock(mut self, clock: Clock) -> Self {
         self.clock = clock;
+        self
+    }
+
+    /// Records every reading into a file that [`trace::read`](crate::meter::trace::read) plays back. A recording that
+    /// cannot be written to the end is told by [`EnergyMonitor::take_alerts`]; the measurement goes on.
+    pub fn record_to(mut self, path: impl Into<PathBuf>) -> Self {
+        self.recording = Some(path.into());
         self
     }
 
@@ -160,17 +200,22 @@ impl EnergyMonitorBuilder {
     /// Reads every meter for the first time and starts counting.
     ///
     /// # Errors
-    /// When a meter cannot be read, or the thread cannot be started.
+    /// When a meter cannot be read, the recording cannot be created, or the thread cannot be started.
     pub fn start(self) -> Result<EnergyMonitor> {
-        let mut book = Book::new(self.clock.now());
+        let mut book = Book::new(self.clock.now(), self.clock.asleep());
         let mut sources = Vec::new();
         for mut meter in self.meters {
-            let (now, period) = (self.clock.now(), meter.update_period());
-            let first = meter.read(now)?;
+            let period = meter.update_period();
+            let (taken, first) = read_at(&self.clock, meter.as_mut());
             // The sampler may come up to one interval after the counter's own update.
             let lag = if period.is_zero() { period } else { period + self.interval };
-            book.add_source(meter.domains(), lag, now, &first);
-            sources.push(Source { meter: Mutex::new(meter), period });
+            book.add_source(meter.domains(), (period, lag), taken, &first?);
+            let every = if period.is_zero() { self.interval } else { period };
+            sources.push(Source { meter: Mutex::new(meter), fresh: period.is_zero(), every });
+        }
+        if let Some(path) = self.recording {
+            let recorder = TraceWriter::create(path, book.domains())?;
+            book.record_to(recorder);
         }
         let source_label = book.source_label();
         let shared = Arc::new(Shared {
@@ -183,9 +228,11 @@ impl EnergyMonitorBuilder {
         });
         let mut monitor = EnergyMonitor { shared, sampler: None, source_label };
         if self.with_sampler && !monitor.shared.sources.is_empty() {
-            let (shared, interval) = (Arc::clone(&monitor.shared), self.interval);
+            let shared = Arc::clone(&monitor.shared);
+            // Power has to be read more often than a long interval says.
+            let tick = shared.sources.iter().map(|source| source.every).fold(self.interval, Duration::min);
             let thread = std::thread::Builder::new().name("energy-sampler".into());
-            let started = thread.spawn(move || shared.run_sampler(interval));
+            let started = thread.spawn(move || shared.run_sampler(tick));
             let refused =
                 |error: std::io::Error| Error::Thread { what: "energy sampler", reason: error.to_string() };
             monitor.sampler = Some(started.map_err(refused)?);
@@ -196,7 +243,7 @@ impl EnergyMonitorBuilder {
 
 impl Source {
     fn due(&self, now: Duration, state: &SourceState) -> bool {
-        now.saturating_sub(state.last_try) >= self.period
+        now.saturating_sub(state.last_try) >= self.every
     }
 }
 
@@ -212,17 +259,27 @@ impl Shared {
             if !state.gone && chosen(source, &state) {
                 let mut meter = lock(&source.meter);
                 // Taken under the lock, so that times rise with readings.
-                let now = self.clock.now();
-                let outcome = meter.read(now);
-                self.book().enter(index, now, outcome);
+                let (taken, outcome) = read_at(&self.clock, meter.as_mut());
+                self.book().enter(index, taken, outcome);
             }
         }
     }
 
-    fn run_sampler(&self, interval: Duration) {
+    /// Reads the fresh sensors here and looks into the books as they then stand.
+    fn at_edge<T>(&self, look: impl FnOnce(&mut Book, Duration) -> T) -> T {
+        let edge = self.clock.now();
+        let cpu_before = thread_cpu_time();
+        self.read_where(|source, _| source.fresh);
+        let mut book = self.book();
+        let seen = look(&mut book, edge);
+        book.closing_cpu += thread_cpu_time().saturating_sub(cpu_before);
+        seen
+    }
+
+    fn run_sampler(&self, tick: Duration) {
         let mut stop = lock(&self.stop);
         while !*stop {
-            (stop, _) = self.stopped.wait_timeout(stop, interval).unwrap_or_else(PoisonError::into_inner);
+            (stop, _) = self.stopped.wait_timeout(stop, tick).unwrap_or_else(PoisonError::into_inner);
             if *stop {
                 return;
             }
@@ -244,6 +301,13 @@ impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("clock", &self.clock).finish_non_exhaustive()
     }
+}
+
+fn read_at(clock: &Clock, meter: &mut dyn Meter) -> (Taken, std::result::Result<Reading, MeterError>) {
+    let asleep_before = clock.asleep();
+    let at = clock.now();
+    let outcome = meter.read(at);
+    (Taken { at, asleep_before, asleep_after: clock.asleep() }, outcome)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

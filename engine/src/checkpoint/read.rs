@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::directory;
 use super::error::{CheckpointError, Result};
 use super::manifest::{self, Manifest, Shard, TensorRecord};
-use super::safetensors::{Reader, dtype_name, hash_tensor};
+use super::safetensors::{Reader, hash_tensor};
 use super::state::Progress;
 use super::state::{NamedTensor, State};
 
@@ -150,7 +150,7 @@ fn read_shard(directory: &Path, shard: &Shard, records: &[TensorRecord]) -> Resu
     }
     for entry in &header.entries {
         let agrees = |record: &&TensorRecord| {
-            record.dtype == dtype_name(entry.dtype)
+            record.dtype == entry.stored.name()
                 && record.shape == entry.shape
                 && record.offset == header.data_start + entry.start
                 && record.bytes == entry.bytes
@@ -194,6 +194,10 @@ fn check_manifest(directory: &Path, manifest: &Manifest) -> Result<()> {
     let fault = |what: String| Err(corrupt(&directory.join(manifest::FILE_NAME), None, what));
     if let Some(step) = directory::step_of(directory).filter(|&step| step != manifest.progress.step) {
         return fault(format!("it is of step {}, its directory of step {step}", manifest.progress.step));
+    }
+    let Progress { step, nonfinite_steps, .. } = manifest.progress;
+    if nonfinite_steps > step {
+        return fault(format!("it counts {nonfinite_steps} skipped steps among {step}"));
     }
     if blake3::hash(manifest.config_toml.as_bytes()).to_hex().as_str() != manifest.config_blake3 {
         return fault("config_toml does not match config_blake3".to_owned());

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 
 use wattle_kernels::{DType, Device, Element, Tensor, bf16};
 
-use super::error::Result;
+use super::error::{CheckpointError, Result};
 use super::state::NamedTensor;
 use crate::files::{self, DurableFile};
-pub(super) use header::{Entry, Header, dtype_name};
+pub(crate) use header::{Entry, Header, Stored};
 
 /// Elements are converted, hashed and written in pieces of this size: two fit in a second-level cache.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -38,6 +38,15 @@ pub fn read(path: &Path) -> Result<Vec<NamedTensor>> {
 pub fn write(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
     let header = Header::describe(tensors)?;
     files::replace_atomically(path, |file| write_tensors(file, &header, tensors).map(drop))
+}
+
+/// Opens a file and reads its header, which has been found to fit it.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) fn open_header(path: &Path) -> Result<(File, Header)> {
+    let Reader { header, file, .. } = Reader::open(path)?;
+    Ok((file, header))
 }
 
 /// What was written, for the manifest.
@@ -112,7 +121,11 @@ impl Reader {
     pub(super) fn read_tensors(mut self) -> Result<(Vec<NamedTensor>, blake3::Hash)> {
         let mut tensors = Vec::with_capacity(self.header.entries.len());
         for entry in &self.header.entries {
-            let mut tensor = Tensor::scratch(&entry.shape, entry.dtype, Device::Cpu)?;
+            let Some(dtype) = entry.stored.dtype() else {
+                let what = format!("tensor {} has the element type {}", entry.name, entry.stored.name());
+                return Err(CheckpointError::Unsupported { path: self.path, what });
+            };
+            let mut tensor = Tensor::scratch(&entry.shape, dtype, Device::Cpu)?;
             fill(&mut tensor, |bytes| {
                 files::attempt("read", &self.path, || self.file.read_exact(bytes))?;
                 self.hasher.update(bytes);
@@ -183,7 +196,6 @@ fn decode<T: Element, const N: usize>(
 mod tests {
     use std::fs;
 
-    use super::super::error::CheckpointError;
     use super::*;
 
     fn file_of(header: &str, data: &[u8]) -> Vec<u8> {
@@ -216,7 +228,7 @@ mod tests {
         assert_eq!(other.len(), written.len());
         for NamedTensor { name, tensor } in &written {
             let view = other.tensor(name).unwrap();
-            assert_eq!(format!("{}", view.dtype()), dtype_name(tensor.dtype()));
+            assert_eq!(format!("{}", view.dtype()), Stored::from(tensor.dtype()).name());
             assert_eq!(view.shape(), tensor.shape());
             assert_eq!(blake3::hash(view.data()), hash_tensor(tensor).unwrap());
             let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;

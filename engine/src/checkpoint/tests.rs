@@ -37,7 +37,7 @@ fn state(step: u64, variant: u64) -> State {
             step,
             tokens: u64::MAX - variant,
             next_sample: step * 16,
-            nonfinite_steps: 2,
+            nonfinite_steps: step.min(2),
             seed: (1 << 53) + 1,
         },
         config_toml: format!("[run]\nseed = {variant}\nname = \"ü\"\n"),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::directory;
 use super::error::{CheckpointError, Result};
 use super::manifest::{self, FORMAT, Manifest, Shard, TensorRecord};
-use super::safetensors::{self, Header, dtype_name};
+use super::safetensors::{self, Header};
 use super::state::State;
 use crate::files::{self, DurableFile, FileError};
 
@@ -106,7 +106,7 @@ fn describe(
     tensors.sort_by_key(|(entry, _)| entry.index);
     let record = |(entry, blake3): (&safetensors::Entry, &blake3::Hash)| TensorRecord {
         name: entry.name.clone(),
-        dtype: dtype_name(entry.dtype).to_owned(),
+        dtype: entry.stored.name().to_owned(),
         shape: entry.shape.clone(),
         shard: SHARD_FILE.to_owned(),
         offset: header.data_start + entry.start,

@@ -5,6 +5,7 @@ use crate::config::ConfigError;
 use crate::data;
 pub use crate::exit::*;
 use crate::files::FileError;
+use crate::interop::InteropError;
 use crate::train::TrainError;
 
 /// The exit code of an error, by the first cause that has one.
@@ -23,6 +24,9 @@ fn code_of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<u8> {
         return Some(error.exit_code());
     }
     if let Some(error) = cause.downcast_ref::<FileError>() {
+        return Some(error.exit_code());
+    }
+    if let Some(error) = cause.downcast_ref::<InteropError>() {
         return Some(error.exit_code());
     }
     if let Some(error) = cause.downcast_ref::<TrainError>() {

@@ -19,8 +19,11 @@ pub struct Arguments {
     /// A run directory (its newest valid checkpoint) or a checkpoint directory
     model: PathBuf,
     /// The text to continue
-    #[arg(long)]
-    prompt: String,
+    #[arg(long, required_unless_present = "ids")]
+    prompt: Option<String>,
+    /// Token ids to continue, in place of a text; prints the ids that follow
+    #[arg(long, value_delimiter = ',', conflicts_with = "prompt")]
+    ids: Vec<u32>,
     /// Tokens to generate at most
     #[arg(long, default_value_t = 200)]
     max_tokens: usize,
@@ -52,9 +55,11 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         top_p: arguments.top_p,
         seed: arguments.seed,
     };
-    let boundary = model.tokenizer.boundary_id();
-    let prompt = model.prompt_ids(&arguments.prompt)?;
-    let mut stream = StreamDecoder::new(&model.tokenizer);
+    let Some(prompt) = &arguments.prompt else { return continue_ids(&mut model, arguments, &sampling) };
+    let tokenizer = model.tokenizer()?.clone();
+    let boundary = tokenizer.boundary_id();
+    let ids = model.prompt_ids(prompt)?;
+    let mut stream = StreamDecoder::new(&tokenizer);
     let mut generated = Vec::new();
     let mut text = String::new();
     let mut written: Result<()> = Ok(());
@@ -63,7 +68,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         &model.decoder,
         &mut model.store,
         &mut model.routing,
-        &prompt,
+        &ids,
         max_positions,
         &sampling,
         |token| {
@@ -82,10 +87,28 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let rest = stream.finish()?;
     if arguments.json {
         text.push_str(&rest);
-        let result = json!({ "prompt": arguments.prompt, "text": text, "tokens": generated });
+        let result = json!({ "prompt": prompt, "text": text, "tokens": generated });
         print(&format!("{result}\n"))?;
     } else {
         print(&format!("{rest}\n"))?;
+    }
+    Ok(exit::DONE)
+}
+
+/// Continues token ids by token ids: for models without a tokenizer, and for comparing with other programs.
+fn continue_ids(model: &mut LoadedModel, arguments: &Arguments, sampling: &Sampling) -> Result<u8> {
+    model.check_ids(&arguments.ids)?;
+    let mut generated = Vec::new();
+    let LoadedModel { decoder, store, routing, max_positions, .. } = model;
+    generate(decoder, store, routing, &arguments.ids, *max_positions, sampling, |token| {
+        generated.push(token);
+        true
+    })?;
+    if arguments.json {
+        print(&format!("{}\n", json!({ "ids": arguments.ids, "tokens": generated })))?;
+    } else {
+        let ids: Vec<String> = generated.iter().map(u32::to_string).collect();
+        print(&format!("{}\n", ids.join(",")))?;
     }
     Ok(exit::DONE)
 }

@@ -7,7 +7,9 @@ mod config;
 mod doctor;
 mod eval;
 pub(crate) mod exit;
+mod export;
 mod generate;
+mod import;
 mod inspect;
 mod logits;
 mod manual;
@@ -42,6 +44,10 @@ enum Command {
     Logits(logits::Arguments),
     /// Report the energy and carbon of one or many runs
     Report(report::Arguments),
+    /// Write a model for Hugging Face transformers
+    Export(export::Arguments),
+    /// Read a model of Hugging Face transformers into a run directory, to go on training it
+    Import(import::Arguments),
     /// Measure training speed on random tokens
     Bench(Box<bench::Arguments>),
     /// Show routing, expert use, phases and loss of a run
@@ -76,6 +82,8 @@ pub fn main() -> ExitCode {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Logits(arguments) => logits::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
+        Command::Export(arguments) => export::run(&arguments),
+        Command::Import(arguments) => import::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),

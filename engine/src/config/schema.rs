@@ -111,23 +111,31 @@ pub(super) fn expected(key: &Value) -> Option<String> {
 }
 
 /// What other programs call our keys: names too far from ours to be found by their letters.
-const OTHER_NAMES: [(&str, &str); 19] = [
+const OTHER_NAMES: [(&str, &str); 27] = [
     ("lr", "optimizer.learning_rate"),
     ("wd", "optimizer.weight_decay"),
     ("grad_clip", "optimizer.clip_norm"),
     ("max_grad_norm", "optimizer.clip_norm"),
+    ("bs", "optimizer.batch_sequences"),
     ("batch_size", "optimizer.batch_sequences"),
     ("micro_batch_size", "optimizer.micro_batch_sequences"),
     ("seq_len", "data.sequence_length"),
+    ("block_size", "data.sequence_length"),
     ("context_length", "data.sequence_length"),
     ("dim", "model.d_model"),
     ("hidden_size", "model.d_model"),
+    ("n_embd", "model.d_model"),
+    ("n_layer", "model.num_layers"),
     ("n_layers", "model.num_layers"),
     ("num_hidden_layers", "model.num_layers"),
+    ("n_head", "model.num_heads"),
+    ("n_heads", "model.num_heads"),
     ("num_attention_heads", "model.num_heads"),
     ("num_key_value_heads", "model.num_kv_heads"),
     ("intermediate_size", "model.ffn_size"),
     ("moe_intermediate_size", "moe.expert_ffn_size"),
+    ("n_experts", "moe.num_experts"),
+    ("num_local_experts", "moe.num_experts"),
     ("num_experts_per_tok", "moe.top_k"),
     ("aux_loss_coef", "moe.balance_loss_coefficient"),
     ("dtype", "precision.compute"),
@@ -207,6 +215,7 @@ mod tests {
             [
                 "model.num_kv_heads",
                 "model.head_dim",
+                "model.vocab_size",
                 "model.ffn_size",
                 "model.rope_scaling",
                 "moe.capacity_factor",
@@ -214,6 +223,7 @@ mod tests {
                 "tokenizer.path",
                 "optimizer.micro_batch_sequences",
                 "energy.tdp_watts",
+                "energy.trace",
                 "carbon.grams_per_kwh",
                 "carbon.wue_l_per_kwh",
                 "carbon.embodied",

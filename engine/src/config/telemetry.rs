@@ -18,11 +18,13 @@ pub struct TelemetryConfig {
     /// standard error. Without this key nothing is served.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prometheus_address: Option<String>,
+    /// Whether the run directory gets an event file for TensorBoard.
+    pub tensorboard: bool,
 }
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        TelemetryConfig { log_every_steps: 10, prometheus_address: None }
+        TelemetryConfig { log_every_steps: 10, prometheus_address: None, tensorboard: true }
     }
 }
 

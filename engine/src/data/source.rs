@@ -47,6 +47,7 @@ pub struct Documents {
     text_field: String,
     remaining_bytes: u64,
     summary: CorpusSummary,
+    /// Set after an error: what follows it is not looked at.
     failed: bool,
 }
 
@@ -105,8 +106,13 @@ impl Documents {
             };
             match open.documents.next() {
                 Some(Ok(document)) if document.text.is_empty() => self.summary.num_empty_documents += 1,
-                Some(Ok(document)) => return Ok(Some(self.count(document))),
+                Some(Ok(document)) => {
+                    if let Some(document) = self.count(document) {
+                        return Ok(Some(document));
+                    }
+                }
                 Some(Err(Error::NotText { path, offset, found })) if !open.file.named => {
+                    self.reader = None;
                     self.summary.skipped.push(Skipped { path, reason: format!("byte {offset}: {found}") });
                 }
                 Some(Err(error)) => return Err(error),
@@ -127,18 +133,21 @@ impl Documents {
         Ok(None)
     }
 
-    /// Cuts the last document to the bytes that are left, and counts.
-    fn count(&mut self, mut document: Document) -> Document {
+    /// Cuts the last document to the bytes that are left, and counts. Nothing where they hold no character.
+    fn count(&mut self, mut document: Document) -> Option<Document> {
         if document.text.len() as u64 > self.remaining_bytes {
             let end = document.text.floor_char_boundary(self.remaining_bytes as usize);
             document.text.truncate(end);
             self.remaining_bytes = 0;
+            if document.text.is_empty() {
+                return None;
+            }
         } else {
             self.remaining_bytes -= document.text.len() as u64;
         }
         self.summary.num_documents += 1;
         self.summary.num_bytes += document.text.len() as u64;
-        document
+        Some(document)
     }
 }
 
@@ -314,6 +323,29 @@ mod tests {
         let (texts, summary) = read(&[directory.path().display().to_string()], Some(8)).unwrap();
         assert_eq!(texts, ["first", "sec"]);
         assert_eq!(summary.num_bytes, 8);
+    }
+
+    #[test]
+    fn a_cut_inside_a_character_ends_the_corpus_there() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("a.txt"), "\u{feff}ab\u{1F33E}").unwrap();
+        fs::write(directory.path().join("b.txt"), "\u{1F33E}").unwrap();
+        fs::write(directory.path().join("c.txt"), "c").unwrap();
+        let entries = [directory.path().display().to_string()];
+        for (max_bytes, expected) in [
+            (4, &["ab"][..]),
+            (6, &["ab\u{1F33E}"]),
+            (8, &["ab\u{1F33E}"]),
+            (10, &["ab\u{1F33E}", "\u{1F33E}"]),
+        ] {
+            let (texts, summary) = read(&entries, Some(max_bytes)).unwrap();
+            assert_eq!(texts, expected, "{max_bytes}");
+            let counted = (summary.num_documents as usize, summary.num_bytes as usize);
+            assert_eq!(counted, (expected.len(), expected.concat().len()));
+            assert_eq!(summary.num_empty_documents, 0);
+        }
+        let (texts, _) = read(&entries, Some(11)).unwrap();
+        assert_eq!(texts, ["ab\u{1F33E}", "\u{1F33E}", "c"]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{FileError, attempt, replace_atomically};
+use super::{FileError, attempt, parent, replace_atomically, sync_directory};
 
 /// A longer line is refused, so that a damaged file cannot ask for any amount of memory.
 const MAX_LINE_BYTES: u64 = 16 << 20;
@@ -32,6 +32,8 @@ impl JsonlWriter {
     pub fn open(path: &Path) -> Result<Self, FileError> {
         trim_jsonl_after(path, |_| true)?;
         let file = attempt("open", path, || OpenOptions::new().append(true).create(true).open(path))?;
+        // A new file's name is not durable by its own sync.
+        sync_directory(parent(path))?;
         Ok(JsonlWriter { file, path: path.to_owned(), pending: Vec::new() })
     }
 
@@ -185,6 +187,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::files::faults;
 
     fn file_with(content: &str) -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
@@ -245,6 +248,20 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"step\":1,\"loss\":2.5}\n");
         writer.write(&json!({"note": "x".repeat(BUFFER_BYTES)})).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn a_new_file_is_durable_by_name_before_the_first_object() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("metrics.jsonl");
+        let expected = directory.path().to_owned();
+        let fails =
+            move |what: &'static str, path: &Path| match what == "sync the directory" && path == expected {
+                true => Err(ErrorKind::Other.into()),
+                false => Ok(()),
+            };
+        let error = faults::watch(fails, || JsonlWriter::open(&path)).unwrap_err();
+        assert_eq!(error.path, directory.path());
     }
 
     /// `/dev/full` answers every write with ENOSPC.

@@ -9,6 +9,9 @@ use crate::config::Config;
 use crate::data::source::Documents;
 use crate::data::{self, TokenStream, Tokenizer};
 use crate::files;
+use crate::interop::huggingface::{self, HuggingFaceConfig};
+use crate::interop::{self};
+use crate::model::config::ModelConfig;
 use crate::model::{Decoder, ParameterStore, RoutingState};
 use crate::telemetry::message;
 use crate::train::{RunDirectory, TrainError, restore_model};
@@ -22,20 +25,27 @@ pub struct LoadedModel {
     pub store: ParameterStore,
     /// Its router biases.
     pub routing: Vec<RoutingState>,
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
     /// The longest sequence it was trained on.
     pub max_positions: usize,
-    config: Config,
+    /// Rows of its embedding.
+    pub vocab_size: usize,
+    /// Its shape, in the sections `[model]` and `[moe]`.
+    pub config: Config,
+    /// None beside weights from elsewhere that came without one.
+    tokenizer: Option<Tokenizer>,
+    path: PathBuf,
 }
 
 impl LoadedModel {
-    /// Opens a run directory (its newest valid checkpoint; refused ones are named on stderr) or a checkpoint
-    /// directory.
+    /// Opens a run directory (its newest valid checkpoint; refused ones are named on stderr), a checkpoint directory,
+    /// or a directory of Hugging Face transformers.
     ///
     /// # Errors
     /// [`TrainError`]: nothing there, damaged, or of another shape than its configuration says.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
+        if huggingface::is_model(path) {
+            return Ok(Self::open_huggingface(path)?);
+        }
         let (state, from, run) = find(path)?;
         let tokenizer = Tokenizer::from_file(&run.tokenizer())?;
         let config =
@@ -49,11 +59,45 @@ impl LoadedModel {
         let max_positions = config.data.sequence_length;
         let mut store = ParameterStore::default();
         let (model, moe) = (&config.model, config.moe.as_ref());
-        let vocab_size = tokenizer.vocab_size();
+        let vocab_size = model.vocab_size.unwrap_or(tokenizer.vocab_size());
+        tokenizer.check_rows(vocab_size)?;
         let decoder = Decoder::new(&mut store, model, moe, vocab_size, max_positions, DType::F32, None)?;
         let mut routing = decoder.new_routing()?;
         restore_model(&mut store, &mut routing, state, &from)?;
-        Ok(LoadedModel { decoder, store, routing, tokenizer, max_positions, config })
+        let path = path.to_owned();
+        let tokenizer = Some(tokenizer);
+        Ok(LoadedModel { decoder, store, routing, max_positions, vocab_size, config, tokenizer, path })
+    }
+
+    fn open_huggingface(path: &Path) -> interop::Result<Self> {
+        let read = huggingface::read_config(path)?;
+        let HuggingFaceConfig { model, moe, vocab_size, max_positions, .. } = read.clone();
+        let tokenizer = path.join("tokenizer.json");
+        let tokenizer = if tokenizer.is_file() { Some(Tokenizer::from_file(&tokenizer)?) } else { None };
+        if let Some(tokenizer) = &tokenizer {
+            tokenizer.check_rows(vocab_size)?;
+        }
+        let mut store = ParameterStore::default();
+        let decoder =
+            Decoder::new(&mut store, &model, moe.as_ref(), vocab_size, max_positions, DType::F32, None)?;
+        let mut routing = decoder.new_routing()?;
+        huggingface::load_weights(path, &read, &mut store, &mut routing)?;
+        let model = ModelConfig { vocab_size: Some(vocab_size), ..model };
+        let config = Config { model, moe, ..Config::default() };
+        let path = path.to_owned();
+        Ok(LoadedModel { decoder, store, routing, max_positions, vocab_size, config, tokenizer, path })
+    }
+
+    /// Its tokenizer.
+    ///
+    /// # Errors
+    /// Weights from elsewhere that came without one.
+    pub fn tokenizer(&self) -> data::Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| data::Error::Tokenizer {
+            what: self.path.join("tokenizer.json").display().to_string(),
+            problem: "is missing, and this needs a tokenizer".into(),
+            remedy: "put the model's tokenizer.json beside its weights",
+        })
     }
 
     /// The tokens of a text.
@@ -62,7 +106,7 @@ impl LoadedModel {
     /// Text that is missing, empty or no text.
     pub fn read(&self, entries: &[String]) -> Result<TokenStream, TrainError> {
         let documents = Documents::open("--data", entries, &self.config.data.text_field, None)?;
-        Ok(TokenStream::encode(documents, &self.tokenizer)?.0)
+        Ok(TokenStream::encode(documents, self.tokenizer()?)?.0)
     }
 
     /// Refuses token ids that the model does not know, and more than it was trained to see at once.
@@ -70,7 +114,7 @@ impl LoadedModel {
     /// # Errors
     /// [`data::Error::UnknownId`] and [`data::Error::TooLong`], each with both numbers.
     pub fn check_ids(&self, ids: &[u32]) -> data::Result<()> {
-        let (max_positions, vocab_size) = (self.max_positions, self.tokenizer.vocab_size());
+        let (max_positions, vocab_size) = (self.max_positions, self.vocab_size);
         if ids.len() > max_positions {
             return Err(data::Error::TooLong { num_tokens: ids.len(), max_positions });
         }
@@ -85,8 +129,9 @@ impl LoadedModel {
     /// # Errors
     /// The tokenizer's.
     pub fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>, TrainError> {
-        let mut ids = vec![self.tokenizer.boundary_id()];
-        ids.extend(self.tokenizer.encode(prompt)?);
+        let tokenizer = self.tokenizer()?;
+        let mut ids = vec![tokenizer.boundary_id()];
+        ids.extend(tokenizer.encode(prompt)?);
         Ok(ids)
     }
 }

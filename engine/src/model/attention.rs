@@ -46,12 +46,7 @@ impl Attention {
     ) -> Result<Self> {
         let (d, head_dim) = (config.d_model, config.head_dim());
         let (query_dim, kv_dim) = (config.num_heads * head_dim, config.num_kv_heads() * head_dim);
-        let norm_sizes = match config.qk_norm {
-            QkNorm::None => None,
-            QkNorm::PerHead => Some([head_dim, head_dim]),
-            QkNorm::AllHeads => Some([query_dim, kv_dim]),
-        };
-        let norms = match norm_sizes {
+        let norms = match config.qk_norm_sizes() {
             None => None,
             Some([of_query, of_key]) => Some([
                 build.add(&format!("{name}.query_norm"), &[of_query], Init::Ones)?,

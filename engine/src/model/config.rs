@@ -8,8 +8,7 @@ use crate::config::Problem;
 use crate::config::problem::{at_least_one, in_range};
 use crate::model::RopeScaling;
 
-/// The decoder: RMSNorm, rotary attention and SwiGLU feed-forward layers. The vocabulary size comes from the
-/// tokenizer.
+/// The decoder: RMSNorm, rotary attention and SwiGLU feed-forward layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["d_model", "num_layers", "num_heads"]))]
@@ -27,6 +26,10 @@ pub struct ModelConfig {
     /// Size of one head, even; d_model / num_heads by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
+    /// Rows of the embedding and of the head; as many as the tokenizer has ids by default. More leaves rows unused:
+    /// models from elsewhere are often padded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vocab_size: Option<usize>,
     /// Hidden size of the dense feed-forward layers. Needed without `[moe]` and with
     /// moe.num_leading_dense_layers.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,6 +80,7 @@ impl Default for ModelConfig {
             num_heads: 0,
             num_kv_heads: None,
             head_dim: None,
+            vocab_size: None,
             ffn_size: None,
             rope_theta: 10_000.0,
             rotary_fraction: 1.0,
@@ -109,6 +113,16 @@ impl ModelConfig {
         (self.head_dim() as f64 * self.rotary_fraction) as usize / 2 * 2
     }
 
+    /// Sizes of the query and key norms' weights; none without QK-norm.
+    pub fn qk_norm_sizes(&self) -> Option<[usize; 2]> {
+        let head_dim = self.head_dim();
+        match self.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => Some([head_dim; 2]),
+            QkNorm::AllHeads => Some([self.num_heads * head_dim, self.num_kv_heads() * head_dim]),
+        }
+    }
+
     /// Attention window of `layer` in tokens; 0 is full attention.
     pub fn attention_window(&self, layer: usize) -> usize {
         match self.attention_windows.len() {
@@ -126,6 +140,12 @@ impl ModelConfig {
         at_least_one(list, "model.num_heads", self.num_heads);
         if self.d_model > 0 && self.num_heads > 0 {
             self.validate_heads(list);
+        }
+        if self.vocab_size == Some(0) {
+            list.push(Problem::new(
+                "model.vocab_size",
+                "is 0, expected at least the tokenizer's ids, or no such key",
+            ));
         }
         if self.ffn_size == Some(0) {
             list.push(Problem::new("model.ffn_size", "is 0, expected at least 1, or no such key"));

@@ -51,11 +51,13 @@ pub fn generate(
     let rng = Philox::new(sampling.seed, Purpose::Generate, 0);
     let mut context = prompt.to_vec();
     let mut pending = keep_last(&context, max_positions).to_vec();
-    let mut cache = decoder.new_cache(max_positions)?;
+    // No longer than what will be in it: some models could see a hundred thousand tokens.
+    let capacity = max_positions.min(prompt.len() + sampling.max_tokens);
+    let mut cache = decoder.new_cache(capacity)?;
     for index in 0..sampling.max_tokens {
         if cache.len() + pending.len() > max_positions {
             pending = keep_last(&context, (max_positions / 2).max(1)).to_vec();
-            cache = decoder.new_cache(max_positions)?;
+            cache = decoder.new_cache(capacity)?;
         }
         let logits = next_logits(decoder, store, routing, &pending, &mut cache)?;
         let token = draw(&logits, sampling, rng.uniform(index as u64));

@@ -90,6 +90,20 @@ impl ParameterStore {
         &self.parameters[id.0].master
     }
 
+    /// The f32 weight of that name, to be filled; compute copies follow with
+    /// [`ParameterStore::refresh_compute_copies`].
+    pub fn master_mut(&mut self, name: &str) -> Option<&mut Tensor> {
+        self.parameters
+            .iter_mut()
+            .find(|parameter| parameter.name == name)
+            .map(|parameter| &mut parameter.master)
+    }
+
+    /// The f32 weight of that name.
+    pub fn master_by_name(&self, name: &str) -> Option<&Tensor> {
+        self.parameters.iter().find(|parameter| parameter.name == name).map(|parameter| &parameter.master)
+    }
+
     /// The gradient sum, zero at first.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! The energy account of a run: closes windows, prices them, and enters each into the ledger once.
 
+use std::time::Duration;
+
 use wattle_energy::attribution::PhaseEnergy;
 use wattle_energy::{
     Attribution, EnergyMonitor, EnergyTotals, Ledger, MarkKind, Result, RunInfo, RunStatus, Waste,
@@ -39,7 +41,7 @@ impl EnergyAccount {
         run: &RunDirectory,
         config: &Config,
         config_toml: &str,
-        source: &str,
+        monitor: &EnergyMonitor,
         resumed_from_step: Option<u64>,
     ) -> Result<Self> {
         let intensity = config.carbon.intensity()?;
@@ -61,12 +63,15 @@ impl EnergyAccount {
             wue_l_per_kwh: config.carbon.wue_l_per_kwh,
             embodied: config.carbon.embodied.clone(),
         };
-        let ledger = Ledger::open(&run.ledger(), &info)?;
+        let mut ledger = Ledger::open(&run.ledger(), &info)?;
+        // A commit more often than ten times a second would cost more than the energy it could save is worth.
+        let period = Duration::from_millis(config.energy.interval_ms.max(100));
+        ledger.watch(period, monitor.in_progress())?;
         let grams_total = ledger.spent_before().grams.0;
         Ok(EnergyAccount {
             ledger: Some(ledger),
             grams_total,
-            source: source.to_owned(),
+            source: monitor.source_label().to_owned(),
             intensity: intensity_label,
         })
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::checkpoint::CheckpointError;
 use crate::data;
 use crate::files::FileError;
+use crate::interop::InteropError;
 use crate::telemetry::ExporterError;
 
 /// A run could not start or go on.
@@ -16,6 +17,9 @@ pub enum TrainError {
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A model of another program cannot be read.
+    #[error(transparent)]
+    Interop(#[from] InteropError),
     /// A file of the run directory cannot be written or read.
     #[error(transparent)]
     File(#[from] FileError),
@@ -102,6 +106,7 @@ impl TrainError {
             TrainError::NotFinite { .. } => Some(exit::CHECK_FAILED),
             TrainError::Data(error) => Some(error.exit_code()),
             TrainError::Checkpoint(error) => Some(error.exit_code()),
+            TrainError::Interop(error) => Some(error.exit_code()),
             TrainError::File(error) => Some(error.exit_code()),
             TrainError::Energy(error) => Some(exit::code_of_energy(error)),
             TrainError::Exporter(error) => Some(error.exit_code()),

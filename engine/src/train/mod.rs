@@ -11,6 +11,7 @@ mod signals;
 mod snapshot;
 mod summary;
 
+use std::error::Error;
 use std::path::PathBuf;
 
 pub use error::TrainError;
@@ -18,7 +19,7 @@ pub use learner::{Evaluation, Learner, StepReport, evaluate, flops_per_token, st
 pub use resume::Resume;
 pub use run_directory::RunDirectory;
 pub use session::{Ended, Outcome, train};
-pub(crate) use snapshot::restore_model;
+pub(crate) use snapshot::{model_tensors, restore_model};
 
 /// What the command line adds to a configuration.
 #[derive(Clone, Debug)]
@@ -38,13 +39,12 @@ pub struct Options {
 /// # Errors
 /// When the system refuses the threads.
 pub fn start_threads(num_threads: usize) -> Result<(), TrainError> {
-    let built = rayon::ThreadPoolBuilder::new().num_threads(num_threads).build_global();
-    match built {
-        Ok(()) => Ok(()),
-        // A second run in one process keeps the pool of the first: the result does not depend on it.
-        Err(_) if rayon::current_num_threads() > 0 => Ok(()),
-        Err(error) => {
+    match rayon::ThreadPoolBuilder::new().num_threads(num_threads).build_global() {
+        // Only a refused thread has a cause. Without one the pool is there already: a second run in one process keeps
+        // that of the first, and the result does not depend on it.
+        Err(error) if error.source().is_some() => {
             Err(TrainError::System { action: "start the CPU threads", source: std::io::Error::other(error) })
         }
+        _ => Ok(()),
     }
 }

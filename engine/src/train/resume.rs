@@ -1,9 +1,10 @@
 //! Which run a start continues, and whether it is the same run.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::checkpoint::{self, CheckpointError, Rejected, State};
-use crate::config::Resolved;
+use crate::config::{Config, Resolved};
 use crate::train::{Options, RunDirectory, TrainError};
 
 /// How `--resume` was given.
@@ -27,15 +28,18 @@ pub(super) struct Start {
     pub(super) messages: Vec<String>,
 }
 
+/// Keys whose change makes it another model: the weights would not fit.
+const MODEL_IDENTITY: [&str; 3] = ["model.", "moe.", "tokenizer."];
+
 /// Keys whose change makes it another run: the weights or the data would not fit.
-const IDENTITY: [&str; 5] = ["model.", "moe.", "tokenizer.", "data.", "run.seed"];
+const RUN_IDENTITY: [&str; 5] = ["model.", "moe.", "tokenizer.", "data.", "run.seed"];
 
 /// Finds or makes the run directory.
 pub(super) fn choose(resolved: &Resolved, options: &Options) -> Result<Start, TrainError> {
     let run = &resolved.config.run;
     match (&options.resume, &options.run_directory) {
         (Resume::From(path), run_directory) => from_path(path, run_directory.as_deref(), resolved),
-        (Resume::Never, Some(path)) if RunDirectory::at(path).config().exists() => {
+        (Resume::Never, Some(path)) if RunDirectory::at(path).is_in_use() => {
             Err(TrainError::RunExists { path: path.clone() })
         }
         (Resume::Auto, Some(path)) if RunDirectory::at(path).has_checkpoints() => continue_in(path, resolved),
@@ -54,10 +58,12 @@ pub(super) fn choose(resolved: &Resolved, options: &Options) -> Result<Start, Tr
 
 /// Every resolved value as the run directory keeps it.
 pub(super) fn config_text(resolved: &Resolved) -> Result<String, TrainError> {
-    resolved.to_toml().map_err(|error| {
-        let source = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
-        TrainError::System { action: "write the configuration as TOML", source }
-    })
+    resolved.to_toml().map_err(no_toml)
+}
+
+fn no_toml(error: toml::ser::Error) -> TrainError {
+    let source = std::io::Error::new(std::io::ErrorKind::InvalidData, error);
+    TrainError::System { action: "write the configuration as TOML", source }
 }
 
 fn fresh(path: &Path) -> Result<Start, TrainError> {
@@ -71,7 +77,7 @@ fn take(path: &Path) -> Result<RunDirectory, TrainError> {
 /// Goes on in a run directory, from its newest valid checkpoint or, without one, from the start.
 fn continue_in(path: &Path, resolved: &Resolved) -> Result<Start, TrainError> {
     let run = take(path)?;
-    let mut messages = compare(&crate::files::read_to_string(&run.config())?, path, resolved)?;
+    let mut messages = compare(&saved_config(&run.config())?, path, resolved, &RUN_IDENTITY)?;
     let newest = checkpoint::newest_valid(&run.checkpoints())?;
     let checkpoint = newest.map(|newest| {
         messages.extend(newest.rejected.iter().map(refusal));
@@ -97,7 +103,7 @@ fn from_path(path: &Path, given: Option<&Path>, resolved: &Resolved) -> Result<S
     };
     let run = match (given, &origin) {
         (Some(given), _) if is_same(given, origin.as_deref()) => take(given)?,
-        (Some(given), _) if RunDirectory::at(given).config().exists() => {
+        (Some(given), _) if RunDirectory::at(given).is_in_use() => {
             return Err(TrainError::RunExists { path: given.to_owned() });
         }
         (Some(given), _) => take(given)?,
@@ -114,7 +120,13 @@ fn from_path(path: &Path, given: Option<&Path>, resolved: &Resolved) -> Result<S
             ((newest.path, newest.state), newest.rejected)
         }
     };
-    let mut messages = compare(&checkpoint.1.config_toml, run.path(), resolved)?;
+    // A checkpoint without a step, such as an imported model, has seen no data yet.
+    let identity = match checkpoint.1.progress.step {
+        0 => &MODEL_IDENTITY[..],
+        _ => &RUN_IDENTITY[..],
+    };
+    let saved = parse_saved(&checkpoint.0, &checkpoint.1.config_toml)?;
+    let mut messages = compare(&saved, run.path(), resolved, identity)?;
     messages.extend(rejected.iter().map(refusal));
     Ok(Start { run, checkpoint: Some(checkpoint), origin, messages })
 }
@@ -136,9 +148,8 @@ fn refusal(rejected: &Rejected) -> String {
 /// The newest run of this name and exactly this configuration that has tokens left to train.
 fn unfinished(resolved: &Resolved) -> Result<Option<Start>, TrainError> {
     let run = &resolved.config.run;
-    let wanted = config_text(resolved)?;
     for candidate in RunDirectory::candidates(&run.directory, &run.name) {
-        if std::fs::read_to_string(candidate.config()).is_ok_and(|saved| saved == wanted) {
+        if saved_config(&candidate.config()).is_ok_and(|saved| saved.config == resolved.config) {
             let (Some(manifest), _) = checkpoint::newest_header(&candidate.checkpoints())? else { continue };
             if manifest.progress.tokens >= run.max_tokens.get() {
                 continue;
@@ -152,11 +163,30 @@ fn unfinished(resolved: &Resolved) -> Result<Option<Start>, TrainError> {
     Ok(None)
 }
 
+/// The configuration that a run directory keeps.
+fn saved_config(path: &Path) -> Result<Resolved, TrainError> {
+    parse_saved(path, &crate::files::read_to_string(path)?)
+}
+
+/// A configuration that was saved at `path`. What an older version did not know yet gets its default.
+fn parse_saved(path: &Path, text: &str) -> Result<Resolved, TrainError> {
+    let corrupt = |error| CheckpointError::Corrupt {
+        path: path.to_owned(),
+        tensor: None,
+        what: format!("its configuration does not load: {error}"),
+    };
+    Ok(Config::parse(&path.display().to_string(), text.as_bytes(), &[]).map_err(corrupt)?)
+}
+
 /// Refuses another model or other data than `saved`, the configuration of the run in `path`; names what else has
 /// changed.
-fn compare(saved: &str, path: &Path, resolved: &Resolved) -> Result<Vec<String>, TrainError> {
-    let parse = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
-    let (saved, given) = (flatten(&parse(saved)), flatten(&parse(&config_text(resolved)?)));
+fn compare(
+    saved: &Resolved,
+    path: &Path,
+    resolved: &Resolved,
+    identity: &[&str],
+) -> Result<Vec<String>, TrainError> {
+    let (saved, given) = (flatten(saved)?, flatten(resolved)?);
     let mut messages = Vec::new();
     for key in saved.keys().chain(given.keys().filter(|key| !saved.contains_key(*key))) {
         let show = |side: Option<&String>| side.cloned().unwrap_or_else(|| "not set".to_owned());
@@ -164,7 +194,7 @@ fn compare(saved: &str, path: &Path, resolved: &Resolved) -> Result<Vec<String>,
         if before == now {
             continue;
         }
-        if IDENTITY.iter().any(|prefix| key.starts_with(prefix)) {
+        if identity.iter().any(|prefix| key.starts_with(prefix)) {
             return Err(TrainError::AnotherRun {
                 path: path.to_owned(),
                 key: key.clone(),
@@ -178,17 +208,12 @@ fn compare(saved: &str, path: &Path, resolved: &Resolved) -> Result<Vec<String>,
 }
 
 /// Dotted keys with their values as text.
-fn flatten(table: &toml::Table) -> std::collections::BTreeMap<String, String> {
-    let mut out = std::collections::BTreeMap::new();
-    for (section, values) in table {
-        match values {
-            toml::Value::Table(values) => {
-                out.extend(values.iter().map(|(key, value)| (format!("{section}.{key}"), value.to_string())));
-            }
-            value => {
-                out.insert(section.clone(), value.to_string());
-            }
-        }
-    }
-    out
+fn flatten(resolved: &Resolved) -> Result<BTreeMap<String, String>, TrainError> {
+    let table = toml::Table::try_from(&resolved.config).map_err(no_toml)?;
+    let sections = table.iter().filter_map(|(section, values)| Some((section, values.as_table()?)));
+    Ok(sections
+        .flat_map(|(section, values)| {
+            values.iter().map(move |(key, value)| (format!("{section}.{key}"), value.to_string()))
+        })
+        .collect())
 }

@@ -4,7 +4,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::files::FileError;
+use crate::files::{self, FileError};
 
 /// A run's directory on disk.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ impl RunDirectory {
     /// When it cannot be made or written to.
     pub fn take(path: &Path) -> Result<Option<Self>, FileError> {
         let checkpoints = path.join("checkpoints");
-        fs::create_dir_all(&checkpoints).map_err(failed("create", path))?;
+        files::create_directory(&checkpoints)?;
         let lock = path.join(".lock");
         let file = File::create(&lock).map_err(failed("create", &lock))?;
         match file.try_lock() {
@@ -39,8 +39,8 @@ impl RunDirectory {
         let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S");
         let first = base.join(format!("{name}-{time}"));
         let mut path = first.clone();
+        files::create_directory(base)?;
         for number in 2.. {
-            fs::create_dir_all(base).map_err(failed("create", base))?;
             match fs::create_dir(&path) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                     path = base.join(format!("{name}-{time}-{number}"));
@@ -49,6 +49,7 @@ impl RunDirectory {
                 Ok(()) => break,
             }
         }
+        files::sync_directory(base)?;
         Ok(path)
     }
 
@@ -60,6 +61,11 @@ impl RunDirectory {
     /// Whether a checkpoint, sound or not, was ever written here.
     pub fn has_checkpoints(&self) -> bool {
         fs::read_dir(self.checkpoints()).is_ok_and(|mut entries| entries.next().is_some())
+    }
+
+    /// Whether a new run here would overwrite something.
+    pub fn is_in_use(&self) -> bool {
+        self.config().exists() || self.has_checkpoints()
     }
 
     /// Whether a run was started here; a config.toml alone can be anybody's.
@@ -119,4 +125,39 @@ impl RunDirectory {
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> FileError {
     move |source| FileError { path: path.to_owned(), what: what.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::files::faults;
+
+    /// The directories whose entries `body` makes durable.
+    fn synced(body: impl FnOnce()) -> Vec<PathBuf> {
+        let synced = Rc::new(RefCell::new(Vec::new()));
+        let list = synced.clone();
+        let hook = move |what: &'static str, path: &Path| {
+            if what == "sync the directory" {
+                list.borrow_mut().push(path.to_owned());
+            }
+            Ok(())
+        };
+        faults::watch(hook, body);
+        synced.take()
+    }
+
+    #[test]
+    fn every_directory_above_the_checkpoints_is_durable_before_the_run_starts() {
+        let root = tempfile::tempdir().unwrap();
+        let (base, run) = (root.path().join("runs"), root.path().join("runs/a"));
+        let given = synced(|| assert!(RunDirectory::take(&run).unwrap().is_some()));
+        assert_eq!(given, [root.path(), base.as_path(), run.as_path()]);
+        let mut path = PathBuf::new();
+        let named = synced(|| path = RunDirectory::new_path(&base, "b").unwrap());
+        assert_eq!(named, [base]);
+        assert_eq!(synced(|| drop(RunDirectory::take(&path).unwrap())), [path]);
+    }
 }

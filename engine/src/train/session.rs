@@ -11,7 +11,9 @@ use crate::autograd::Phase;
 use crate::config::Resolved;
 use crate::data::evaluation_batches;
 use crate::files::JsonlWriter;
-use crate::telemetry::{EnergyAccount, Exporter, Priced, Progress, RunFacts, StepMetrics, message};
+use crate::telemetry::{
+    EnergyAccount, Exporter, Priced, Progress, RunFacts, StepMetrics, TensorBoard, message,
+};
 use crate::train::setup::Setup;
 use crate::train::signals::Signals;
 use crate::train::snapshot;
@@ -73,6 +75,7 @@ struct Session {
     metrics: JsonlWriter,
     /// None unless asked for.
     exporter: Option<Exporter>,
+    board: Option<TensorBoard>,
     progress: Progress,
     /// Seconds of training in earlier parts of the run.
     seconds_before: f64,
@@ -92,7 +95,7 @@ impl Session {
             &setup.run,
             config,
             &setup.config_toml,
-            setup.monitor.source_label(),
+            &setup.monitor,
             setup.resumed_from.as_ref().map(|_| position.step),
         )?;
         let priced = energy.close(&setup.monitor, WindowKind::Setup, position.step, None)?;
@@ -111,6 +114,10 @@ impl Session {
             priced.window.duration.0
         ));
         let metrics = JsonlWriter::open(&setup.run.metrics())?;
+        let board = match config.telemetry.tensorboard {
+            true => Some(TensorBoard::create(setup.run.path(), position.step)?),
+            false => None,
+        };
         let progress = Progress::start(
             position.tokens,
             config.run.max_tokens.get(),
@@ -126,6 +133,7 @@ impl Session {
             energy,
             metrics,
             exporter,
+            board,
             progress,
             started: Instant::now(),
             nonfinite_in_a_row: 0,
@@ -199,6 +207,9 @@ impl Session {
         }
         self.metrics.write(&metrics)?;
         self.metrics.flush()?;
+        if let Some(board) = &mut self.board {
+            board.step(&metrics)?;
+        }
         self.progress.step(&metrics);
         self.last_step = Some(metrics);
         for alert in self.energy.alerts(&self.setup.monitor, step)? {

@@ -78,11 +78,13 @@ impl Setup {
             ComputePrecision::Auto if wattle_kernels::bf16_is_fast() => DType::Bf16,
             ComputePrecision::Auto => DType::F32,
         };
+        let vocab_size = config.model.vocab_size.unwrap_or(tokenizer.vocab_size());
+        tokenizer.check_rows(vocab_size)?;
         let seed = checkpoint.is_none().then_some(config.run.seed);
         let mut learner = Learner::new(
             &config.model,
             config.moe.as_ref(),
-            tokenizer.vocab_size(),
+            vocab_size,
             sequence_length,
             compute,
             config.optimizer.clone(),
@@ -114,7 +116,7 @@ impl Setup {
             None => say(&format!("run directory {}", run.path().display())),
         }
         let moe = config.moe.as_ref();
-        let flops = flops_per_token(&config.model, moe, tokenizer.vocab_size(), sequence_length);
+        let flops = flops_per_token(&config.model, moe, vocab_size, sequence_length);
         Ok(Setup {
             config_toml,
             run,

@@ -53,7 +53,7 @@ pub(super) fn save(setup: &Setup) -> Result<PathBuf, TrainError> {
     extra.insert("seconds".into(), position.seconds.into());
     extra.insert("expert_tokens".into(), position.expert_tokens.clone().into());
     let state = State {
-        tensors: tensors_of(&setup.learner),
+        tensors: model_tensors(&setup.learner.store, &setup.learner.routing),
         progress: Progress {
             step: position.step,
             tokens: position.tokens,
@@ -67,10 +67,11 @@ pub(super) fn save(setup: &Setup) -> Result<PathBuf, TrainError> {
     Ok(checkpoint::save(&setup.run.checkpoints(), &state, setup.config.checkpoint.keep)?)
 }
 
-fn tensors_of(learner: &Learner) -> Vec<NamedTensor> {
+/// Weights, optimizer moments where there are some, and router biases, under their names in checkpoints.
+pub(crate) fn model_tensors(store: &ParameterStore, routing: &[RoutingState]) -> Vec<NamedTensor> {
     let named = |name: String, tensor: &Tensor| NamedTensor { name, tensor: tensor.clone() };
-    let weights = learner.store.iter().map(|p| named(p.name.clone(), &p.master));
-    let moments = learner.store.iter().flat_map(|p| {
+    let weights = store.iter().map(|p| named(p.name.clone(), &p.master));
+    let moments = store.iter().flat_map(|p| {
         p.moments.iter().flat_map(|[first, second]| {
             [
                 named(format!("{FIRST_MOMENT}{}", p.name), first),
@@ -78,8 +79,7 @@ fn tensors_of(learner: &Learner) -> Vec<NamedTensor> {
             ]
         })
     });
-    let biases = learner
-        .routing
+    let biases = routing
         .iter()
         .enumerate()
         .filter_map(|(layer, state)| Some(named(bias_name(layer), state.bias.as_ref()?)));

@@ -31,17 +31,7 @@ pub(crate) fn forward(x_td: &Tensor, w_vd: &Tensor, targets_t: &Tensor, losses_t
     losses_t.fill(0.0);
     for tokens in tokens(targets_t)?.chunks(chunk_rows(w_vd)) {
         let mut logits_tv = matmul::forward(&gather(x_td, tokens)?, w_vd, DType::F32)?;
-        each_row(
-            &mut logits_tv,
-            tokens,
-            losses_t,
-            #[inline(always)]
-            |logits_v, target| {
-                let target_logit = logits_v[target];
-                let (max, sum) = weigh(logits_v);
-                sum.ln() + (max - target_logit)
-            },
-        )?;
+        take_losses(&mut logits_tv, tokens, None, losses_t)?;
     }
     Ok(())
 }
@@ -61,20 +51,7 @@ pub(crate) fn forward_backward(
     for tokens in tokens(targets_t)?.chunks(chunk_rows(w_vd)) {
         let x_chunk = gather(x_td, tokens)?;
         let mut logits_tv = matmul::forward(&x_chunk, w_vd, DType::F32)?;
-        each_row(
-            &mut logits_tv,
-            tokens,
-            losses_t,
-            #[inline(always)]
-            |logits_v, target| {
-                let target_logit = logits_v[target];
-                let (max, sum) = weigh(logits_v);
-                let factor = grad_scale / sum;
-                logits_v.iter_mut().for_each(|weight| *weight *= factor);
-                logits_v[target] -= grad_scale;
-                sum.ln() + (max - target_logit)
-            },
-        )?;
+        take_losses(&mut logits_tv, tokens, Some(grad_scale), losses_t)?;
         let dlogits_tv = match x_td.dtype() {
             DType::Bf16 => narrow(&logits_tv)?,
             _ => logits_tv,
@@ -98,12 +75,13 @@ fn chunk_rows(w_vd: &Tensor) -> usize {
     (CHUNK_LOGITS / w_vd.shape()[0].max(1)).max(MIN_CHUNK_ROWS)
 }
 
-/// Calls `row(logits, target)` for every row of the chunk and puts its loss in the token's place.
-fn each_row(
+/// Puts the loss of every row of the chunk in its token's place. The logits become dlogits, or are used up where no
+/// gradient is asked for.
+fn take_losses(
     logits_tv: &mut Tensor,
     tokens: &[Token],
+    grad_scale: Option<f32>,
     losses_t: &mut [f32],
-    row: impl Fn(&mut [f32], usize) -> f32 + Sync,
 ) -> Result<()> {
     let vocab = logits_tv.last_dim();
     let block = parallel::rows_per_block(vocab * size_of::<f32>());
@@ -115,7 +93,7 @@ fn each_row(
             || {
                 let rows = logits.chunks_exact_mut(vocab).zip(tokens);
                 for (loss, (logits, token)) in losses.iter_mut().zip(rows) {
-                    *loss = row(logits, token.target);
+                    *loss = row(logits, token.target, grad_scale);
                 }
             },
         );
@@ -125,6 +103,19 @@ fn each_row(
         losses_t[token.row] = loss;
     }
     Ok(())
+}
+
+/// The loss of one row; with a scale its logits become dlogits.
+#[inline(always)]
+fn row(logits_v: &mut [f32], target: usize, grad_scale: Option<f32>) -> f32 {
+    let target_logit = logits_v[target];
+    let (max, sum) = weigh(logits_v);
+    if let Some(grad_scale) = grad_scale {
+        let factor = grad_scale / sum;
+        logits_v.iter_mut().for_each(|weight| *weight *= factor);
+        logits_v[target] -= grad_scale;
+    }
+    sum.ln() + (max - target_logit)
 }
 
 /// Replaces logits by exp(logit - max); gives max and the sum of the weights.

@@ -24,16 +24,63 @@ const DATA_ALIGNMENT: usize = 8;
 
 const METADATA_KEY: &str = "__metadata__";
 
-const DTYPES: [DType; 5] = [DType::F32, DType::Bf16, DType::I32, DType::I8, DType::U8];
+/// An element type of the format: those of tensors here, and half precision, which is read from elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stored {
+    F32,
+    F16,
+    Bf16,
+    I32,
+    I8,
+    U8,
+}
 
-/// The format's spelling of an element type.
-pub(crate) fn dtype_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 => "F32",
-        DType::Bf16 => "BF16",
-        DType::I32 => "I32",
-        DType::I8 => "I8",
-        DType::U8 => "U8",
+impl Stored {
+    const ALL: [Stored; 6] = [Stored::F32, Stored::Bf16, Stored::F16, Stored::I32, Stored::I8, Stored::U8];
+
+    /// The format's spelling.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Stored::F32 => "F32",
+            Stored::F16 => "F16",
+            Stored::Bf16 => "BF16",
+            Stored::I32 => "I32",
+            Stored::I8 => "I8",
+            Stored::U8 => "U8",
+        }
+    }
+
+    /// Of one element.
+    pub(crate) fn size_in_bytes(self) -> usize {
+        match self {
+            Stored::F32 | Stored::I32 => 4,
+            Stored::F16 | Stored::Bf16 => 2,
+            Stored::I8 | Stored::U8 => 1,
+        }
+    }
+
+    /// The same type of a tensor; none for half precision.
+    pub(crate) fn dtype(self) -> Option<DType> {
+        match self {
+            Stored::F32 => Some(DType::F32),
+            Stored::F16 => None,
+            Stored::Bf16 => Some(DType::Bf16),
+            Stored::I32 => Some(DType::I32),
+            Stored::I8 => Some(DType::I8),
+            Stored::U8 => Some(DType::U8),
+        }
+    }
+}
+
+impl From<DType> for Stored {
+    fn from(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Stored::F32,
+            DType::Bf16 => Stored::Bf16,
+            DType::I32 => Stored::I32,
+            DType::I8 => Stored::I8,
+            DType::U8 => Stored::U8,
+        }
     }
 }
 
@@ -54,7 +101,7 @@ pub(crate) struct Entry {
     /// Its name.
     pub(crate) name: String,
     /// Its element type.
-    pub(crate) dtype: DType,
+    pub(crate) stored: Stored,
     /// Its shape.
     pub(crate) shape: Vec<usize>,
     /// Where it starts after `data_start`.
@@ -74,29 +121,31 @@ struct Claim {
 }
 
 impl Header {
-    /// The header of a new file. Wide elements come first, so that each one is aligned to its own size.
+    /// The header of a new file of tensors.
     pub(crate) fn describe(tensors: &[NamedTensor]) -> Result<Self> {
-        let mut names = BTreeSet::from([METADATA_KEY]);
-        let mut entries = Vec::with_capacity(tensors.len());
-        for (index, NamedTensor { name, tensor }) in tensors.iter().enumerate() {
-            if !names.insert(name) {
+        let describe = |NamedTensor { name, tensor }: &NamedTensor| {
+            (name.clone(), Stored::from(tensor.dtype()), tensor.shape().to_vec())
+        };
+        Self::new(tensors.iter().map(describe))
+    }
+
+    /// The header of a new file. Wide elements come first, so that each one is aligned to its own size.
+    pub(crate) fn new(tensors: impl Iterator<Item = (String, Stored, Vec<usize>)>) -> Result<Self> {
+        let mut names = BTreeSet::from([METADATA_KEY.to_owned()]);
+        let mut entries = Vec::new();
+        for (index, (name, stored, shape)) in tensors.enumerate() {
+            if !names.insert(name.clone()) {
                 return Err(CheckpointError::Tensor(Error::Value {
                     op: "save",
                     what: "the name of a tensor",
-                    got: name.clone(),
+                    got: name,
                     expected: "a name that no other tensor of the file has".to_owned(),
                 }));
             }
-            entries.push(Entry {
-                name: name.clone(),
-                dtype: tensor.dtype(),
-                shape: tensor.shape().to_vec(),
-                start: 0,
-                bytes: tensor.size_in_bytes() as u64,
-                index,
-            });
+            let bytes = (shape.iter().product::<usize>() * stored.size_in_bytes()) as u64;
+            entries.push(Entry { name, stored, shape, start: 0, bytes, index });
         }
-        entries.sort_by_key(|entry| std::cmp::Reverse(entry.dtype.size_in_bytes()));
+        entries.sort_by_key(|entry| std::cmp::Reverse(entry.stored.size_in_bytes()));
         let mut data_bytes = 0;
         for entry in &mut entries {
             entry.start = data_bytes;
@@ -119,7 +168,7 @@ impl Header {
         json.insert(METADATA_KEY.to_owned(), json!({"format": "pt"}));
         for entry in &self.entries {
             let claim = json!({
-                "dtype": dtype_name(entry.dtype),
+                "dtype": entry.stored.name(),
                 "shape": entry.shape,
                 "data_offsets": [entry.start, entry.start + entry.bytes],
             });
@@ -182,8 +231,8 @@ fn corrupt(path: &Path, tensor: Option<&str>, what: String) -> CheckpointError {
 fn check_claim(path: &Path, index: usize, name: String, claim: Claim) -> Result<Entry> {
     let Claim { dtype, shape, data_offsets: [start, end] } = claim;
     let unsupported = |what: String| CheckpointError::Unsupported { path: path.to_owned(), what };
-    let Some(dtype) = DTYPES.into_iter().find(|&known| dtype_name(known) == dtype) else {
-        let known = DTYPES.map(dtype_name).join(", ");
+    let Some(stored) = Stored::ALL.into_iter().find(|known| known.name() == dtype) else {
+        let known = Stored::ALL.map(Stored::name).join(", ");
         return Err(unsupported(format!(
             "tensor {name} has the element type {dtype}, expected one of {known}"
         )));
@@ -191,14 +240,14 @@ fn check_claim(path: &Path, index: usize, name: String, claim: Claim) -> Result<
     if shape.len() > MAX_RANK {
         return Err(unsupported(format!("tensor {name} has shape {shape:?}, at most {MAX_RANK} dimensions")));
     }
-    let shape_bytes = shape.iter().try_fold(dtype.size_in_bytes(), |bytes, &dim| bytes.checked_mul(dim));
+    let shape_bytes = shape.iter().try_fold(stored.size_in_bytes(), |bytes, &dim| bytes.checked_mul(dim));
     let bytes = end.checked_sub(start);
     if bytes.is_none() || bytes != shape_bytes.map(|bytes| bytes as u64) {
         let wanted = shape_bytes.map_or_else(|| "more than memory can have".to_owned(), |b| b.to_string());
         let what = format!("it lies at {start}..{end}, but {dtype} of shape {shape:?} takes {wanted} bytes");
         return Err(corrupt(path, Some(&name), what));
     }
-    Ok(Entry { name, dtype, shape, start, bytes: end - start, index })
+    Ok(Entry { name, stored, shape, start, bytes: end - start, index })
 }
 
 /// The entries, ordered by start, must follow each other without hole or overlap. Gives the end of the last one.

@@ -130,3 +130,12 @@ fn a_sealed_manifest_that_lies_is_refused() {
         assert!(same(&newest(root.path()).state, &state(100, 1)), "{lie}");
     }
 }
+
+#[test]
+fn a_sealed_manifest_whose_counts_cannot_be_is_refused() {
+    let (root, newer) = two_checkpoints();
+    let mut impossible = state(200, 1);
+    impossible.progress.nonfinite_steps = 201;
+    save(root.path(), &impossible, 3).unwrap();
+    assert_eq!(refused_for(root.path(), &newer.join("manifest.json"), "201 of 200 steps"), None);
+}

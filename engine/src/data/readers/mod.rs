@@ -17,7 +17,7 @@ const MAX_LINE_BYTES: u64 = 256 << 20;
 /// The longest text file that is one document; `data.max_bytes` cuts a longer one.
 const MAX_TEXT_BYTES: u64 = 4 << 30;
 
-/// The documents of one file in its order.
+/// The documents of one file in its order. What follows an error is not asked for.
 pub(super) type Reader = Box<dyn Iterator<Item = Result<Document>> + Send>;
 
 /// Opens a file by its name; `wanted_bytes` is how much text the caller will take at most.

@@ -32,7 +32,6 @@ pub(super) struct ParquetDocuments {
     /// Decoded rows not given out yet; `None` is a null.
     rows: VecDeque<Option<ByteArray>>,
     num_rows: u64,
-    failed: bool,
 }
 
 impl ParquetDocuments {
@@ -57,7 +56,6 @@ impl ParquetDocuments {
                     values: None,
                     rows: VecDeque::new(),
                     num_rows: 0,
-                    failed: false,
                 });
             }
             Some(_) => format!("the column \"{text_field}\" does not hold one string a row"),
@@ -139,12 +137,7 @@ impl Iterator for ParquetDocuments {
     type Item = Result<Document>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
-        }
-        let document = self.next_document().transpose();
-        self.failed = matches!(document, Some(Err(_)));
-        document
+        self.next_document().transpose()
     }
 }
 

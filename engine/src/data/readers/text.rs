@@ -7,14 +7,19 @@ use super::MAX_TEXT_BYTES;
 use crate::data::error::{Error, Result};
 use crate::data::source::Document;
 
-/// Reads the whole file, or its first `wanted_bytes`.
+/// What is read beyond the wanted bytes. A byte order mark and a character that is cut off do not make the text too
+/// short, so that the caller, who cuts it, can tell a long file from a short one.
+const SPARE_BYTES: u64 = 8;
+
+/// Reads the whole file, or a little more than its first `wanted_bytes`.
 pub(super) fn read(path: &Path, mut file: impl BufRead, wanted_bytes: u64) -> Result<Document> {
     // A large binary file shows itself in its first block: it is not read to its end.
     let first_block = file.fill_buf().map_err(Error::read(path))?;
     refuse_zero_bytes(path, first_block)?;
     let mut bytes = Vec::new();
-    file.take(wanted_bytes.min(MAX_TEXT_BYTES + 1)).read_to_end(&mut bytes).map_err(Error::read(path))?;
-    if bytes.len() as u64 > MAX_TEXT_BYTES {
+    let limit_bytes = wanted_bytes.min(MAX_TEXT_BYTES + 1) + SPARE_BYTES;
+    file.take(limit_bytes).read_to_end(&mut bytes).map_err(Error::read(path))?;
+    if wanted_bytes > MAX_TEXT_BYTES && bytes.len() as u64 > MAX_TEXT_BYTES {
         return Err(Error::Content {
             path: path.to_owned(),
             place: format!("byte {MAX_TEXT_BYTES}"),
@@ -22,7 +27,7 @@ pub(super) fn read(path: &Path, mut file: impl BufRead, wanted_bytes: u64) -> Re
             remedy: "split the file, or set data.max_bytes",
         });
     }
-    let is_whole = (bytes.len() as u64) < wanted_bytes;
+    let is_whole = (bytes.len() as u64) < limit_bytes;
     Ok(Document { origin: path.display().to_string(), text: to_text(path, bytes, is_whole)? })
 }
 
@@ -73,9 +78,13 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_ends_at_a_whole_character() {
-        assert_eq!(check("ab\u{1F33E}".as_bytes(), 4).unwrap(), "ab");
-        assert_eq!(check("ab\u{1F33E}".as_bytes(), 6).unwrap(), "ab\u{1F33E}");
+    fn a_long_file_gives_more_than_is_wanted_and_ends_at_a_whole_character() {
+        let text = "\u{feff}\u{1F33E}".to_owned() + &"\u{1F33E}".repeat(9);
+        for wanted_bytes in 0..9 {
+            let read = check(text.as_bytes(), wanted_bytes).unwrap();
+            assert!(read.len() as u64 > wanted_bytes && read.len() < 20, "{wanted_bytes}: {}", read.len());
+            assert!(read.chars().all(|c| c == '\u{1F33E}'));
+        }
     }
 
     #[test]
