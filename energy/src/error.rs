@@ -1,7 +1,8 @@
 //! What can go wrong outside a single meter reading, with what to do about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use crate::config::Problem;
 use crate::meter::MeterError;
 
 /// The crate's result.
@@ -63,4 +64,33 @@ pub enum Error {
         /// The system's own words.
         reason: String,
     },
+    /// A planner's case cannot be used.
+    #[error("{}", list(file, problems))]
+    Case {
+        /// The file, as it was named.
+        file: PathBuf,
+        /// All problems.
+        problems: Vec<Problem>,
+    },
+    /// The planner's table has no such hardware.
+    #[error("no hardware {given:?} is known; nearest known: {}", nearest.join(", "))]
+    Hardware {
+        /// What was asked for.
+        given: String,
+        /// The closest known names.
+        nearest: Vec<String>,
+    },
+}
+
+fn list(file: &Path, problems: &[Problem]) -> String {
+    let count = match problems.len() {
+        1 => "1 problem".to_owned(),
+        len => format!("{len} problems"),
+    };
+    problems.iter().fold(format!("{}: {count}", file.display()), |text, Problem { key, message }| {
+        match key.is_empty() {
+            true => format!("{text}\n  {message}"),
+            false => format!("{text}\n  {key}: {message}"),
+        }
+    })
 }

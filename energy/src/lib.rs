@@ -55,6 +55,7 @@ mod error;
 mod ledger;
 pub mod meter;
 mod monitor;
+pub mod planner;
 pub mod report;
 pub mod units;
 mod window;
@@ -67,7 +68,8 @@ pub use config::{
 };
 pub use error::{Error, Result};
 pub use ledger::{
-    FILE_NAME as LEDGER_FILE_NAME, Ledger, MarkKind, Role, RunInfo, RunStatus, Spent, WindowTags, merge,
+    FILE_NAME as LEDGER_FILE_NAME, Ledger, MarkKind, Role, RunInfo, RunStatus, Spent, WindowTags, host_name,
+    merge,
 };
 pub use meter::detect::{Detected, Finding, detect, probe};
 pub use meter::{Meter, MeterError, MeterErrorKind, Provenance};

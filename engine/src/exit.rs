@@ -22,7 +22,9 @@ pub const BAD_CONFIGURATION: u8 = 78;
 /// The exit code of an error of the energy monitor or ledger.
 pub fn code_of_energy(error: &wattle_energy::Error) -> u8 {
     match error {
-        wattle_energy::Error::Location { .. } | wattle_energy::Error::Setting { .. } => BAD_CONFIGURATION,
+        wattle_energy::Error::Location { .. }
+        | wattle_energy::Error::Setting { .. }
+        | wattle_energy::Error::Case { .. } => BAD_CONFIGURATION,
         _ => INPUT_OUTPUT,
     }
 }

@@ -7,12 +7,13 @@ use std::process::Stdio;
 use serde_json::Value;
 use wattle_tests::program::Workshop;
 
-const COMMANDS: [&[&str]; 13] = [
+const COMMANDS: [&[&str]; 14] = [
     &["train"],
     &["eval"],
     &["generate"],
     &["logits"],
     &["report"],
+    &["plan"],
     &["bench"],
     &["inspect"],
     &["doctor"],

@@ -26,6 +26,7 @@ use rusqlite::Connection;
 
 pub use info::{MarkKind, Role, RunInfo, RunStatus, Spent, WindowTags};
 pub use merge::merge;
+pub use segment::host_name;
 pub use store::FILE_NAME;
 pub(crate) use store::{open_for_reading, read_failure};
 

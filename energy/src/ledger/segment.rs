@@ -190,7 +190,8 @@ pub(super) fn end(
     transaction.commit()
 }
 
-fn host_name() -> String {
+/// This machine's name, as segments keep it.
+pub fn host_name() -> String {
     let mut name = [0u8; 256];
     // SAFETY: the pointer and the length describe `name`, which outlives the call.
     let outcome = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len()) };

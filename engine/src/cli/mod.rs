@@ -13,6 +13,7 @@ mod import;
 mod inspect;
 mod logits;
 mod manual;
+mod plan;
 mod report;
 mod train;
 
@@ -48,6 +49,8 @@ enum Command {
     Export(export::Arguments),
     /// Read a model of Hugging Face transformers into a run directory, to go on training it
     Import(import::Arguments),
+    /// Say what a run will cost before it starts: time, memory, energy, carbon
+    Plan(Box<plan::Arguments>),
     /// Measure training speed on random tokens
     Bench(Box<bench::Arguments>),
     /// Show routing, expert use, phases and loss of a run
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Report(arguments) => report::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
         Command::Import(arguments) => import::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),

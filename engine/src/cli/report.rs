@@ -58,7 +58,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
 }
 
 /// A place whose carbon intensity is known.
-fn location(text: &str) -> Result<String, String> {
+pub(super) fn location(text: &str) -> Result<String, String> {
     match carbon::lookup(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(Error::Location { nearest, .. }) => {
@@ -68,7 +68,7 @@ fn location(text: &str) -> Result<String, String> {
     }
 }
 
-fn pue(text: &str) -> Result<f64, String> {
+pub(super) fn pue(text: &str) -> Result<f64, String> {
     let pue = text.parse().map_err(|_| "expected a number such as 1.2".to_owned())?;
     match (CarbonConfig { pue, ..CarbonConfig::default() }).validate().first() {
         Some(problem) => Err(problem.message.clone()),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wattle_kernels::{DType, Tensor};
+use wattle_kernels::DType;
 use wattle_router::{Result, RoutingStats};
 
 use crate::autograd::{Losses, Phase, PhaseClock, Tape};
@@ -190,29 +190,21 @@ pub fn evaluate(
     Ok(Evaluation { loss: sum / (num_tokens.max(1)) as f64, num_tokens })
 }
 
-/// Bytes that training needs beside the activations, on paper: master, gradient and two moments in f32, and the
-/// bf16 copies.
-pub fn state_bytes(store: &ParameterStore) -> usize {
-    store
-        .iter()
-        .map(|p| 16 * p.master.num_elements() + p.compute.as_ref().map_or(0, Tensor::size_in_bytes))
-        .sum()
-}
-
 /// Training FLOPs per token: 6 per matrix weight used by a token (head included, look-up not) and 6·d_attn·seq per
 /// layer for causal attention.
 pub fn flops_per_token(model: &ModelConfig, moe: Option<&MoeConfig>, vocab_size: usize, seq: usize) -> f64 {
-    let (d, head_dim) = (model.d_model, model.head_dim());
-    let attention =
-        d * (model.num_heads + 2 * model.num_kv_heads()) * head_dim + model.num_heads * head_dim * d;
-    let num_dense = moe.map_or(model.num_layers, |moe| moe.num_leading_dense_layers.min(model.num_layers));
-    let dense = 3 * d * model.ffn_size.unwrap_or(0);
-    let sparse = moe.map_or(0, |moe| {
-        d * moe.num_experts + 3 * d * moe.expert_ffn_size * (moe.top_k + moe.num_shared_experts)
+    // In floating point from the start: a shape that is too large to build may still be planned.
+    let [d, heads, kv_heads, head_dim, layers] =
+        [model.d_model, model.num_heads, model.num_kv_heads(), model.head_dim(), model.num_layers]
+            .map(|size| size as f64);
+    let attention = d * (heads + 2.0 * kv_heads) * head_dim + heads * head_dim * d;
+    let num_dense = moe.map_or(layers, |moe| (moe.num_leading_dense_layers as f64).min(layers));
+    let dense = 3.0 * d * model.ffn_size.unwrap_or(0) as f64;
+    let sparse = moe.map_or(0.0, |moe| {
+        let used = (moe.top_k + moe.num_shared_experts) as f64;
+        d * moe.num_experts as f64 + 3.0 * d * moe.expert_ffn_size as f64 * used
     });
-    let weights = model.num_layers * attention
-        + num_dense * dense
-        + (model.num_layers - num_dense) * sparse
-        + vocab_size * d;
-    6.0 * (weights + model.num_layers * model.num_heads * head_dim * seq) as f64
+    let weights =
+        layers * attention + num_dense * dense + (layers - num_dense) * sparse + vocab_size as f64 * d;
+    6.0 * (weights + layers * heads * head_dim * seq as f64)
 }

@@ -2,6 +2,7 @@
 
 pub mod config;
 mod error;
+mod footprint;
 mod learner;
 mod resume;
 mod run_directory;
@@ -15,7 +16,8 @@ use std::error::Error;
 use std::path::PathBuf;
 
 pub use error::TrainError;
-pub use learner::{Evaluation, Learner, StepReport, evaluate, flops_per_token, state_bytes};
+pub use footprint::Footprint;
+pub use learner::{Evaluation, Learner, StepReport, evaluate, flops_per_token};
 pub use resume::Resume;
 pub use run_directory::RunDirectory;
 pub use session::{Ended, Outcome, train};
