@@ -13,13 +13,24 @@ use crate::units::GramsPerKilowattHour;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EnergyConfig {
-    /// Where joules come from: auto, nvml, rapl, model, replay or none.
+    /// Where joules come from: auto, nvml, perf, rapl, hwmon, bmc, model, replay or none.
     pub meter: MeterChoice,
     /// Time between two samples of the counters, in milliseconds: 10 to 10000.
     pub interval_ms: u64,
     /// Thermal design power of all processor sockets together, in watts, for the modelled meter; from a table of
     /// processors when absent.
     pub tdp_watts: Option<f64>,
+    /// What RAPL (perf, rapl) counts: package (the processors and their memory) or psys (the whole platform, where
+    /// the board has that counter). The one contains the other, so never both.
+    pub rapl_scope: RaplScope,
+    /// Whose CPU time the modelled meter counts: process, or cgroup (everything in this container or job).
+    pub model_scope: ModelScope,
+    /// For the meter bmc: the command that prints the power of the node, with its arguments, such as
+    /// ["ipmitool", "dcmi", "power", "reading"].
+    pub bmc_command: Vec<String>,
+    /// For the meter bmc: a file that holds the power of the node, written anew by someone else: Redfish JSON, the
+    /// output of ipmitool, a number of watts, or a power file of hwmon. Empty: none.
+    pub bmc_file: PathBuf,
     /// The recorded trace that the meter `replay` plays back.
     pub trace: Option<PathBuf>,
 }
@@ -33,14 +44,42 @@ pub enum MeterChoice {
     Auto,
     /// Energy counters of NVIDIA GPUs only.
     Nvml,
-    /// Energy counters of the processor and its memory only.
+    /// Energy counters of the processor and its memory only, read through perf events.
+    Perf,
+    /// Energy counters of the processor and its memory only, read through powercap.
     Rapl,
+    /// Sensors of the processor that its own driver shows in hwmon only: AMD energy counters, NVIDIA Grace power.
+    Hwmon,
+    /// Power of the whole node, from its management controller, in place of all other meters.
+    Bmc,
     /// CPU time times a power curve; nothing is measured.
     Model,
     /// A recorded trace; for tests and for looking into a past run.
     Replay,
     /// Count nothing.
     None,
+}
+
+/// What RAPL counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RaplScope {
+    /// The processor packages and the memory beside them; psys only where there is no package.
+    #[default]
+    Package,
+    /// The whole platform in one counter.
+    Psys,
+}
+
+/// Whose CPU time is modelled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelScope {
+    /// This process.
+    #[default]
+    Process,
+    /// Everything in the control group (version 2) of this process.
+    Cgroup,
 }
 
 /// `[carbon]`: how joules become grams of CO2-equivalent.
@@ -134,7 +173,16 @@ pub struct Problem {
 
 impl Default for EnergyConfig {
     fn default() -> Self {
-        EnergyConfig { meter: MeterChoice::Auto, interval_ms: 100, tdp_watts: None, trace: None }
+        EnergyConfig {
+            meter: MeterChoice::Auto,
+            interval_ms: 100,
+            tdp_watts: None,
+            rapl_scope: RaplScope::Package,
+            model_scope: ModelScope::Process,
+            bmc_command: Vec::new(),
+            bmc_file: PathBuf::new(),
+            trace: None,
+        }
     }
 }
 
@@ -147,6 +195,22 @@ impl EnergyConfig {
         }
         if let Some(watts) = self.tdp_watts.filter(|watts| !(*watts > 0.0 && *watts <= 100_000.0)) {
             problems.push(problem("energy.tdp_watts", watts, "above 0 and at most 100000"));
+        }
+        let (command, file) = (!self.bmc_command.is_empty(), !self.bmc_file.as_os_str().is_empty());
+        let mut bmc = |key: &str, message: &str| {
+            problems.push(Problem { key: key.into(), message: message.into() });
+        };
+        match self.meter {
+            MeterChoice::Bmc if command && file => {
+                bmc("energy.bmc_file", "is given beside energy.bmc_command, expected one of them");
+            }
+            MeterChoice::Bmc if !command && !file => {
+                bmc("energy.bmc_command", "is missing: energy.meter = \"bmc\" needs it or energy.bmc_file");
+            }
+            MeterChoice::Bmc => {}
+            _ if command => bmc("energy.bmc_command", "is given, but energy.meter is not \"bmc\""),
+            _ if file => bmc("energy.bmc_file", "is given, but energy.meter is not \"bmc\""),
+            _ => {}
         }
         if (self.meter == MeterChoice::Replay) != self.trace.is_some() {
             let message = "belongs with energy.meter = \"replay\": give both or neither".into();
@@ -371,6 +435,25 @@ mod tests {
         assert_eq!(market.validate()[0].key, "carbon.accounting");
         let secret = problems(r#"{"kind":"watttime","zone":"X","url":"https://ada:pa55@host"}"#);
         assert!(secret.len() == 1 && !secret[0].contains("pa55"), "{secret:?}");
+    }
+
+    #[test]
+    fn the_meter_bmc_needs_exactly_one_source_and_no_other_meter_takes_one() {
+        use MeterChoice::{Auto, Bmc};
+        let command = || vec!["ipmitool".to_owned()];
+        let file = || PathBuf::from("power.json");
+        for (meter, bmc_command, bmc_file, expect) in [
+            (Bmc, command(), PathBuf::new(), None),
+            (Bmc, Vec::new(), file(), None),
+            (Bmc, Vec::new(), PathBuf::new(), Some("energy.bmc_command")),
+            (Bmc, command(), file(), Some("energy.bmc_file")),
+            (Auto, command(), PathBuf::new(), Some("energy.bmc_command")),
+            (Auto, Vec::new(), file(), Some("energy.bmc_file")),
+        ] {
+            let problems =
+                EnergyConfig { meter, bmc_command, bmc_file, ..EnergyConfig::default() }.validate();
+            assert_eq!(problems.first().map(|problem| problem.key.as_str()), expect);
+        }
     }
 
     #[test]

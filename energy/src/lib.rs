@@ -64,7 +64,8 @@ pub use attribution::{Attribution, Split, Waste};
 pub use carbon::{Accounting, Basis, GridIntensity, Period};
 pub use clock::{Clock, ClockHand};
 pub use config::{
-    CarbonConfig, EmbodiedConfig, EnergyConfig, MeterChoice, Problem, ProviderConfig, ProviderKind,
+    CarbonConfig, EmbodiedConfig, EnergyConfig, MeterChoice, ModelScope, Problem, ProviderConfig,
+    ProviderKind, RaplScope,
 };
 pub use error::{Error, Result};
 pub use ledger::{

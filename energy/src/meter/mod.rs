@@ -4,15 +4,24 @@
 //! Wraps and resets are settled here, so that everything above works with plain differences.
 
 pub mod apportion;
+pub mod bmc;
+mod cgroup;
 pub mod counter;
 pub mod detect;
+pub mod host;
+pub mod hwmon;
 pub mod integrate;
+pub mod machine;
+pub mod memory;
 pub mod model;
 pub mod nvml;
+pub mod perf;
 pub mod rapl;
+pub mod register;
 pub mod replay;
 pub mod tdp;
 pub mod trace;
+pub mod trial;
 
 use std::fmt;
 use std::sync::Arc;
@@ -40,7 +49,7 @@ pub trait Meter: Send {
 pub struct Domain {
     /// What draws the energy: `package-0`, `dram-0`, `gpu-0`, `cpu`, `ram`.
     pub name: Arc<str>,
-    /// What reads it: `rapl`, `nvml`, `model`.
+    /// What reads it: `perf`, `rapl`, `hwmon`, `bmc`, `nvml`, `model`.
     pub sensor: &'static str,
     /// How its joules come about.
     pub provenance: Provenance,

@@ -79,7 +79,8 @@ impl EnergyMonitor {
     /// When a meter that was named is missing, or none can be read.
     pub fn from_config(config: &EnergyConfig) -> Result<Self> {
         let found = detect(config)?;
-        let builder = Self::builder().interval(Duration::from_millis(config.interval_ms));
+        let interval = Duration::from_millis(config.interval_ms).min(found.longest_pause);
+        let builder = Self::builder().interval(interval);
         let monitor =
             found.meters.into_iter().fold(builder, |builder, meter| builder.meter(meter)).start()?;
         monitor.shared.book().alerts.extend(found.passed_over);

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::clock::ClockHand;
-use crate::meter::model::{Machine, ModelMeter};
+use crate::meter::machine::Machine;
+use crate::meter::model::ModelMeter;
 use crate::meter::replay::{ReplayMeter, Trace};
 use crate::meter::{Plausible, trace};
 use crate::units::{Joules, MicroJoules, Watts};

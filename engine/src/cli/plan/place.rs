@@ -1,6 +1,6 @@
 //! Where a planned run computes: this machine's processor or chips of the table, and what is known of them.
 
-use wattle_energy::meter::model::Machine;
+use wattle_energy::meter::machine::Machine;
 use wattle_energy::planner::hardware::modelled_watts;
 use wattle_energy::planner::{Embodied, Factor, Hardware, Range};
 use wattle_kernels::{DType, peak};
@@ -69,7 +69,7 @@ impl Place {
                 Some(Factor::new(watts * modelled.range, modelled.source))
             }
             (None, Place::Here(machine)) => {
-                let watts = machine.cpu_watts(1.0).0 + machine.ram_watts().0;
+                let watts = machine.cpu_watts(1.0).0 + machine.memory.watts().0;
                 Some(modelled_watts(watts, &machine.describe()))
             }
             (None, Place::Known(hardware)) => hardware.system_watts(),
@@ -93,7 +93,7 @@ impl Place {
     /// Memory of one chip; `None` when it is the owner's choice.
     pub(super) fn memory_bytes(&self) -> Option<f64> {
         match self {
-            Place::Here(machine) => Some(machine.memory_bytes as f64),
+            Place::Here(machine) => Some(machine.memory.bytes as f64),
             Place::Known(hardware) => hardware.memory_gb.map(|gigabytes| gigabytes * 1e9),
         }
     }

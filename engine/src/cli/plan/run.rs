@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 use wattle_energy::carbon;
-use wattle_energy::meter::model::Machine;
+use wattle_energy::meter::machine::Machine;
 use wattle_energy::planner::{Estimate, Factor, Inputs, Range, Work};
 use wattle_kernels::DType;
 
