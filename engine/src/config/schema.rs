@@ -227,6 +227,7 @@ mod tests {
                 "carbon.grams_per_kwh",
                 "carbon.wue_l_per_kwh",
                 "carbon.embodied",
+                "telemetry.prometheus_address",
             ]
         );
     }

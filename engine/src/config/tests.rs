@@ -320,6 +320,15 @@ fn every_rule_of_the_run_is_told() {
         &["telemetry.log_every_steps=0"],
         "--set: telemetry.log_every_steps: is 0, expected at least 1",
     );
+    for address in ["localhost:9464", "127.0.0.1", "127.0.0.1:65536", ":9464", ""] {
+        check_rule(
+            &[&format!("telemetry.prometheus_address={address}")],
+            &format!(
+                "--set: telemetry.prometheus_address: is {address:?}, expected an IP address and a port such as \
+                 \"127.0.0.1:9464\" or \"[::1]:9464\"; 0.0.0.0 opens it to the network, port 0 takes a free one"
+            ),
+        );
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use crate::checkpoint::CheckpointError;
 use crate::data;
 use crate::files::FileError;
 use crate::interop::InteropError;
+use crate::telemetry::ExporterError;
 
 /// A run could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +26,9 @@ pub enum TrainError {
     /// The energy monitor or ledger failed.
     #[error(transparent)]
     Energy(#[from] wattle_energy::Error),
+    /// The metrics cannot be served.
+    #[error(transparent)]
+    Exporter(#[from] ExporterError),
     /// An operation of the model failed.
     #[error(transparent)]
     Model(#[from] wattle_router::Error),
@@ -105,6 +109,7 @@ impl TrainError {
             TrainError::Interop(error) => Some(error.exit_code()),
             TrainError::File(error) => Some(error.exit_code()),
             TrainError::Energy(error) => Some(exit::code_of_energy(error)),
+            TrainError::Exporter(error) => Some(error.exit_code()),
             TrainError::System { .. } => Some(exit::INPUT_OUTPUT),
             TrainError::Model(_) => Some(exit::INTERNAL),
         }

@@ -11,7 +11,9 @@ use crate::autograd::Phase;
 use crate::config::Resolved;
 use crate::data::evaluation_batches;
 use crate::files::JsonlWriter;
-use crate::telemetry::{EnergyAccount, Priced, Progress, StepMetrics, TensorBoard, message};
+use crate::telemetry::{
+    EnergyAccount, Exporter, Priced, Progress, RunFacts, StepMetrics, TensorBoard, message,
+};
 use crate::train::setup::Setup;
 use crate::train::signals::Signals;
 use crate::train::snapshot;
@@ -45,7 +47,12 @@ pub struct Outcome {
 pub fn train(resolved: &Resolved, options: &Options) -> Result<Outcome, TrainError> {
     let signals =
         Signals::listen().map_err(|source| TrainError::System { action: "listen for signals", source })?;
-    let mut session = Session::start(Setup::open(resolved, options)?, options)?;
+    // Before the long set-up, so that an address that is taken is told at once.
+    let exporter = resolved.config.telemetry.prometheus_address().map(Exporter::start).transpose()?;
+    if let Some(exporter) = &exporter {
+        message(format_args!("metrics at http://{}/metrics", exporter.address()));
+    }
+    let mut session = Session::start(Setup::open(resolved, options)?, exporter, options)?;
     let result = session.run(&signals, options.max_steps);
     let closed = session.close(&result, options);
     let ended = match (result, closed) {
@@ -66,6 +73,8 @@ struct Session {
     setup: Setup,
     energy: EnergyAccount,
     metrics: JsonlWriter,
+    /// None unless asked for.
+    exporter: Option<Exporter>,
     board: Option<TensorBoard>,
     progress: Progress,
     /// Seconds of training in earlier parts of the run.
@@ -80,7 +89,7 @@ struct Session {
 }
 
 impl Session {
-    fn start(setup: Setup, options: &Options) -> Result<Self, TrainError> {
+    fn start(setup: Setup, exporter: Option<Exporter>, options: &Options) -> Result<Self, TrainError> {
         let (config, position) = (&setup.config, &setup.position);
         let mut energy = EnergyAccount::open(
             &setup.run,
@@ -90,6 +99,12 @@ impl Session {
             setup.resumed_from.as_ref().map(|_| position.step),
         )?;
         let priced = energy.close(&setup.monitor, WindowKind::Setup, position.step, None)?;
+        if let Some(exporter) = &exporter {
+            let run_id = setup.run.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let first_sparse_layer = config.moe.as_ref().map_or(0, |moe| moe.num_leading_dense_layers);
+            exporter.begin_run(RunFacts::new(run_id, first_sparse_layer, &config.carbon.intensity()?));
+            exporter.window(&priced);
+        }
         for alert in energy.alerts(&setup.monitor, position.step)? {
             setup.say(&format!("energy: {alert}"));
         }
@@ -117,6 +132,7 @@ impl Session {
             setup,
             energy,
             metrics,
+            exporter,
             board,
             progress,
             started: Instant::now(),
@@ -181,6 +197,9 @@ impl Session {
         let first_sparse_layer = config.moe.as_ref().map_or(0, |moe| moe.num_leading_dense_layers);
         let priced = self.energy.close_step(&self.setup.monitor, step, &report, first_sparse_layer)?;
         let mut metrics = self.metrics_of(&report, learning_rate, spent, &priced);
+        if let Some(exporter) = &self.exporter {
+            exporter.step(&metrics, &priced, &report.routing, self.setup.monitor.totals().resets);
+        }
         let is_last = tokens >= config.run.max_tokens.get();
         let every = config.eval.every_steps as u64;
         if is_last || (every > 0 && step.is_multiple_of(every)) {
@@ -233,12 +252,15 @@ impl Session {
         };
         let batches = evaluation_batches(held_out, sequence_length, micro_batch)?.take(num_batches);
         let evaluation = self.setup.learner.evaluate(batches)?;
-        self.energy.close(
+        let priced = self.energy.close(
             &self.setup.monitor,
             WindowKind::Evaluation,
             self.setup.position.step,
             Some(evaluation.loss),
         )?;
+        if let Some(exporter) = &self.exporter {
+            exporter.evaluation(&priced, evaluation.loss);
+        }
         Ok(Some(evaluation.loss))
     }
 
@@ -247,7 +269,11 @@ impl Session {
         self.setup.position.seconds = self.seconds();
         self.last_checkpoint = snapshot::save(&self.setup)?;
         self.saved_step = self.setup.position.step;
-        self.energy.close(&self.setup.monitor, WindowKind::Checkpoint, self.setup.position.step, None)?;
+        let step = self.setup.position.step;
+        let priced = self.energy.close(&self.setup.monitor, WindowKind::Checkpoint, step, None)?;
+        if let Some(exporter) = &self.exporter {
+            exporter.window(&priced);
+        }
         self.energy.flush()?;
         Ok(())
     }
