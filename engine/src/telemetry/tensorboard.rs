@@ -168,7 +168,7 @@ mod tests {
     fn checksums_are_crc_32c_and_masked() {
         let crc = 0x8a91_36aa_u32;
         assert_eq!(crc32c::crc32c(&[0; 32]), crc);
-        let masked = ((crc >> 15) | (crc << 17)).wrapping_add(0xa282_ead8);
+        let masked = crc.rotate_right(15).wrapping_add(0xa282_ead8);
         assert_eq!(masked_checksum(&[0; 32]), masked.to_le_bytes());
     }
 
