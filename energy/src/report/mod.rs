@@ -5,6 +5,7 @@
 //! total and shown beside it.
 
 mod account;
+mod html;
 mod json;
 mod load;
 mod pricing;
@@ -74,6 +75,14 @@ impl Report {
     /// For a terminal.
     pub fn to_text(&self) -> String {
         text::render(self)
+    }
+
+    /// For a browser: one page with plots, which fetches nothing. Reads the ledgers again, for what changed over time.
+    ///
+    /// # Errors
+    /// When a ledger cannot be read any more.
+    pub fn to_html(&self) -> Result<String> {
+        html::render(self)
     }
 
     /// For programs: stable keys with the unit in the name.

@@ -48,9 +48,9 @@ pub(super) fn grams(
     segment: i64,
     intensities: &[IntensityRecord],
 ) -> rusqlite::Result<Grams> {
-    let timed = Timed::new(intensities);
+    let prices = Prices::new(intensities, None);
     // One group for each figure in use where none has a time of its own; a window is a point in time, its middle.
-    let mut statement = ledger.prepare(match timed.0.is_empty() {
+    let mut statement = ledger.prepare(match prices.timed.0.is_empty() {
         true => {
             "SELECT intensity, 0, sum(microjoules) FROM window WHERE segment = ?1 AND microjoules NOT NULL
              GROUP BY intensity"
@@ -64,20 +64,56 @@ pub(super) fn grams(
     let mut grams = Grams::default();
     while let Some(row) = rows.next()? {
         let (number, at_ms, energy): (i64, i64, u64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        let known_then = || intensities.iter().find(|record| record.number == number);
-        let figure = timed.best_at(at_ms).or_else(|| Some(known_then()?.intensity.grams_per_kwh));
-        let figure = figure.ok_or(rusqlite::Error::QueryReturnedNoRows)?;
-        grams += figure.grams(MicroJoules(energy).joules(), 1.0);
+        let figure = prices.at(at_ms, number).ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+        grams += figure.grams_per_kwh.grams(MicroJoules(energy).joules(), 1.0);
     }
     Ok(grams)
 }
 
+/// The figures of a segment, to be asked for those of a moment.
+pub(super) struct Prices<'a> {
+    intensities: &'a [IntensityRecord],
+    timed: Timed,
+    /// Prices everything, where another place is asked for.
+    other_place: Option<Figure>,
+}
+
+/// A price.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Figure {
+    pub(super) grams_per_kwh: GramsPerKilowattHour,
+    /// The provider's estimate or forecast.
+    pub(super) estimated: bool,
+}
+
+impl From<&GridIntensity> for Figure {
+    fn from(intensity: &GridIntensity) -> Self {
+        Figure { grams_per_kwh: intensity.grams_per_kwh, estimated: intensity.estimated }
+    }
+}
+
+impl<'a> Prices<'a> {
+    pub(super) fn new(intensities: &'a [IntensityRecord], other_place: Option<&GridIntensity>) -> Self {
+        Prices { intensities, timed: Timed::new(intensities), other_place: other_place.map(Figure::from) }
+    }
+
+    /// The best figure for energy of that time, which was priced with the intensity `number` when it was entered;
+    /// `None` when the segment has no such intensity.
+    pub(super) fn at(&self, at_ms: i64, number: i64) -> Option<Figure> {
+        if self.other_place.is_some() {
+            return self.other_place;
+        }
+        let known_then = || self.intensities.iter().find(|record| record.number == number);
+        self.timed.best_at(at_ms).or_else(|| Some(Figure::from(&known_then()?.intensity)))
+    }
+}
+
 /// The figures that hold for a time, without overlap, in order of time.
-struct Timed(Vec<(i64, i64, GramsPerKilowattHour)>);
+struct Timed(Vec<(i64, i64, Figure)>);
 
 impl Timed {
     fn new(intensities: &[IntensityRecord]) -> Self {
-        let mut candidates: Vec<(i64, i64, (bool, i64), GramsPerKilowattHour)> = intensities
+        let mut candidates: Vec<(i64, i64, (bool, i64), Figure)> = intensities
             .iter()
             .filter(|record| record.role == Role::Priced)
             .filter_map(|record| {
@@ -86,7 +122,7 @@ impl Timed {
                     period.from.as_millisecond(),
                     period.until.as_millisecond(),
                     (!record.intensity.estimated, record.number),
-                    record.intensity.grams_per_kwh,
+                    Figure::from(&record.intensity),
                 ))
             })
             .filter(|(from, until, ..)| from < until)
@@ -95,7 +131,7 @@ impl Timed {
         let mut edges: Vec<i64> = candidates.iter().flat_map(|&(from, until, ..)| [from, until]).collect();
         edges.sort_unstable();
         edges.dedup();
-        let mut spans: Vec<(i64, i64, GramsPerKilowattHour)> = Vec::new();
+        let mut spans: Vec<(i64, i64, Figure)> = Vec::new();
         for edge in edges.windows(2) {
             let (from, until) = (edge[0], edge[1]);
             let covering = candidates.iter().filter(|candidate| candidate.0 <= from && candidate.1 >= until);
@@ -106,7 +142,7 @@ impl Timed {
         Timed(spans)
     }
 
-    fn best_at(&self, at_ms: i64) -> Option<GramsPerKilowattHour> {
+    fn best_at(&self, at_ms: i64) -> Option<Figure> {
         let after = self.0.partition_point(|&(from, ..)| from <= at_ms);
         let &(_, until, figure) = self.0.get(after.checked_sub(1)?)?;
         (at_ms < until).then_some(figure)
@@ -134,7 +170,7 @@ mod tests {
     }
 
     fn at(records: &[IntensityRecord], hour: f64) -> Option<f64> {
-        Timed::new(records).best_at((hour * 3_600_000.0) as i64).map(|figure| figure.0)
+        Timed::new(records).best_at((hour * 3_600_000.0) as i64).map(|figure| figure.grams_per_kwh.0)
     }
 
     #[test]

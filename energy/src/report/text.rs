@@ -144,7 +144,7 @@ fn line(out: &mut String, name: &str, value: String) {
     let _ = writeln!(out, "{name:<14}{value}");
 }
 
-fn share(part: MicroJoules, whole: MicroJoules) -> f64 {
+pub(super) fn share(part: MicroJoules, whole: MicroJoules) -> f64 {
     if whole.0 == 0 { 0.0 } else { 100.0 * part.0 as f64 / whole.0 as f64 }
 }
 
@@ -157,13 +157,13 @@ fn bar(percent: f64) -> String {
     bar
 }
 
-fn kilowatt_hours(energy: Joules) -> String {
+pub(super) fn kilowatt_hours(energy: Joules) -> String {
     let kilowatt_hours = energy.kilowatt_hours();
     if kilowatt_hours < 0.001 { format!("{kilowatt_hours:.2e}") } else { format!("{kilowatt_hours:.3}") }
 }
 
 /// `1 d 02:03:04`, or `12.3 s` below a minute.
-fn duration(time: Seconds) -> String {
+pub(super) fn duration(time: Seconds) -> String {
     if time.0 < 60.0 {
         return format!("{:.2} s", time.0);
     }
@@ -174,7 +174,7 @@ fn duration(time: Seconds) -> String {
 }
 
 /// Thousands apart: `1 234 567`.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -187,6 +187,6 @@ fn grouped(number: u64) -> String {
 }
 
 /// A time in RFC 3339, to the second.
-fn to_second(time: Timestamp) -> String {
+pub(super) fn to_second(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }

@@ -35,6 +35,7 @@ pub struct Arguments {
 enum Format {
     Text,
     Json,
+    Html,
 }
 
 /// Writes the report.
@@ -45,6 +46,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let mut text = match arguments.format {
         Format::Text => report.to_text(),
         Format::Json => format!("{:#}", report.to_json()),
+        Format::Html => report.to_html()?,
     };
     if !text.ends_with('\n') {
         text.push('\n');
