@@ -1,6 +1,6 @@
 //! The carbon intensities of a run, folded: a live figure every five minutes is one row with its range.
 
-use super::markup::Table;
+use super::markup::{Table, decimals};
 use crate::ledger::Role;
 use crate::report::RunReport;
 use crate::report::text::to_second;
@@ -74,8 +74,8 @@ pub(super) fn table(run: &RunReport) -> Table<'static> {
             .map(|group| {
                 let [use_of_it, zone, counts, vintage, source] = group.words;
                 let value = match group.min == group.max {
-                    true => group.min.to_string(),
-                    false => format!("{} to {}", group.min, group.max),
+                    true => decimals(group.min, 2),
+                    false => format!("{} to {}", decimals(group.min, 1), decimals(group.max, 1)),
                 };
                 let period = match (group.first, group.last) {
                     (Some(first), Some(last)) => format!("{} to {}", to_second(first), to_second(last)),

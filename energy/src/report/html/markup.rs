@@ -18,6 +18,15 @@ pub(super) fn escape(text: &str) -> String {
     out
 }
 
+/// At most so many decimals, without zeros at the end.
+pub(super) fn decimals(value: f64, most: usize) -> String {
+    let shown = format!("{value:.most$}");
+    match shown.contains('.') {
+        true => shown.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => shown,
+    }
+}
+
 /// A table of plain texts. A column whose header begins with `#` holds numbers.
 pub(super) struct Table<'a> {
     pub(super) caption: &'a str,

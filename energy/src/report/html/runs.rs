@@ -78,8 +78,9 @@ fn write_headline(out: &mut String, account: &Account, intensity: &str) {
         None => unknown(),
     };
     write_fact(out, "Per token", &value, &unit, "all energy over tokens in the model");
-    let steps = format!("{} steps", grouped(account.steps));
-    write_fact(out, "Tokens", &grouped(account.tokens), "", &steps);
+    let (tokens, unit) = short(account.tokens);
+    let steps = format!("{} in {} steps", grouped(account.tokens), grouped(account.steps));
+    write_fact(out, "Tokens", &tokens, unit, &steps);
     let power = account.average_power().map_or("power unknown".into(), |power| format!("{power} on average"));
     write_fact(out, "Time", &duration(account.duration), "", &power);
     let measured = account.measured_share() * 100.0;
@@ -101,6 +102,15 @@ fn write_fact(out: &mut String, label: &str, value: &str, unit: &str, note: &str
         escape(unit),
         escape(note)
     );
+}
+
+/// Three digits of a count and the word that fits; the whole count stands below it.
+fn short(count: u64) -> (String, &'static str) {
+    let words = [(1e12, "trillion"), (1e9, "billion"), (1e6, "million")];
+    match words.iter().find(|(scale, _)| count as f64 >= *scale) {
+        Some((scale, word)) => (format!("{:.1}", count as f64 / scale), word),
+        None => (grouped(count), ""),
+    }
 }
 
 /// `12.3 kJ` as `12.3` and `kJ`.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::intensities;
 use super::marks::Mark;
-use super::markup::{Figure, Table, escape, write_series_table};
+use super::markup::{Figure, Table, decimals, escape, write_series_table};
 use super::plots::{parts, price_per_bin};
 use super::series::RunSeries;
 use crate::report::text::{duration, grouped, share, to_second};
@@ -134,7 +134,7 @@ impl Section<'_> {
         let title = format!("Its emissions add up to {} CO2e", self.account.grams);
         let building = match self.account.facility.0 / energy.0 {
             pue if (pue - 1.0).abs() < 1e-9 => "PUE 1: nothing is added for the building.".to_owned(),
-            pue => format!("Times the building's PUE of {}.", three_decimals(pue)),
+            pue => format!("Times the building's PUE of {}.", decimals(pue, 3)),
         };
         let note =
             format!("Energy times the carbon intensity of its own time, grams of CO2-equivalent. {building}");
@@ -262,7 +262,7 @@ impl Section<'_> {
             false => "The experts used no energy".to_owned(),
         };
         let note = format!(
-            "Each cell is an expert; darker used more. The energy of the phase experts ({}), split by the tokens that \
+            "Each cell is an expert. The energy of the phase experts ({}), split by the tokens that \
              each computed. An even router makes an even field.",
             sum.joules()
         );
@@ -344,7 +344,7 @@ impl Section<'_> {
                         duration(segment.duration),
                         segment.energy.joules().to_string(),
                         segment.grams.to_string(),
-                        segment.pue.to_string(),
+                        decimals(segment.pue, 3),
                         count(health.map(|(resets, ..)| resets)),
                         count(health.map(|(_, spikes, _)| spikes)),
                         health.map_or("-".into(), |(.., gap)| duration(Seconds(gap))),
@@ -389,9 +389,4 @@ fn write_marks(out: &mut String, marks: &[Mark], num_more: usize) {
         write_list(out, folded, OPEN + 1);
         out.push_str("</details>");
     }
-}
-
-fn three_decimals(value: f64) -> String {
-    let shown = format!("{value:.3}");
-    shown.trim_end_matches('0').trim_end_matches('.').to_owned()
 }

@@ -23,6 +23,7 @@
     return `${digits(value / scale)} ${unit}`;
   };
   const plain = (value) => String(Number(value.toPrecision(6)));
+  const grouped = (value) => plain(value).replace(/\B(?=(\d{3})+$)/g, "\u2009");
 
   // ---- Series that follow from the bins.
 
@@ -89,10 +90,10 @@
     grid: { color: colors.grid, drawTicks: false },
     title: { display: Boolean(title), text: title, color: colors.quiet },
     ...more,
-    ticks: { color: colors.quiet, padding: 6, maxRotation: 0, autoSkipPadding: 16, ...more.ticks },
+    ticks: { color: colors.quiet, padding: 6, maxRotation: 0, autoSkipPadding: 16, callback: grouped, ...more.ticks },
   });
   const timeAxis = (run) =>
-    axis(`running time (${run.timeUnit[1]})`, { type: "linear", min: 0, max: run.seconds / run.timeUnit[0], grid: { display: false } });
+    axis(`running time (${run.timeUnit[1]})`, { type: "linear", min: 0, max: run.seconds / run.timeUnit[0], grid: { display: false }, ticks: { includeBounds: false } });
 
   const options = (scales, more = {}) => ({
     animation: false,
@@ -123,6 +124,7 @@
     },
   });
 
+  const lineLegend = () => ({ color: colors.text, usePointStyle: true, pointStyle: "line", pointStyleWidth: 22, padding: 14 });
   const points = (xs, ys) => xs.map((x, at) => ({ x, y: ys[at] }));
   const line = (label, color, data, more = {}) => ({
     label,
@@ -187,11 +189,11 @@
       const stacks = run.domains.map((domain, at) => ({ ...domain, watts: run.watts(domain.joules), color: colors.series[at] }));
       const highest = Math.max(...run.middles.map((_, bin) => stacks.reduce((sum, domain) => sum + domain.watts[bin], 0)));
       const [scale, unit] = unitFor(highest, units("W"));
-      const datasets = stacks.map((domain) =>
+      const datasets = stacks.map((domain, at) =>
         line(domain.name, domain.color, points(run.middles, domain.watts.map((watts) => watts && watts / scale)), {
           backgroundColor: filled(domain.color, domain.measured),
           borderWidth: 1,
-          fill: true,
+          fill: at === 0 ? "origin" : "-1",
           stack: "power",
           stepped: run.middles.length < 80 ? "middle" : false,
         }));
@@ -225,12 +227,14 @@
       const known = run.tokenCost.filter((cost) => cost !== null);
       const last = known[known.length - 1];
       const [scale, unit] = unitFor(last, units("J"));
+      const highest = Math.max(...known) / scale;
+      // Set-up before the first tokens would flatten all the rest.
+      const top = highest > (2 * last) / scale ? { max: Number(((2 * last) / scale).toPrecision(1)) } : {};
       return {
         type: "line",
         data: { datasets: [line("cost so far", colors.series[3], points(run.ends, run.tokenCost.map((cost) => cost && cost / scale)))] },
         options: options(
-          // Set-up before the first tokens would flatten all the rest.
-          { x: timeAxis(run), y: axis(`energy per token (${unit})`, { min: 0, max: (Math.min(Math.max(...known), 3 * last) / scale) * 1.05, ticks: { callback: (value) => plain(value) } }) },
+          { x: timeAxis(run), y: axis(`energy per token (${unit})`, { beginAtZero: true, ...top }) },
           { tooltip: { callbacks: { title: when(run), label: (item) => ` ${digits(item.parsed.y)} ${unit} per token` } } },
         ),
       };
@@ -298,7 +302,7 @@
         options: options(
           { x: timeAxis(run), y: axis("g CO2e per kWh", { beginAtZero: true, grace: "12%" }) },
           {
-            legend: { display: datasets.length > 1 },
+            legend: { display: datasets.length > 1, labels: lineLegend() },
             marks: { run: { ...run, marks: run.marks.filter((mark) => mark.kind === "carbon") } },
             tooltip: { callbacks: { title: when(run), label: (item) => ` ${item.dataset.label}: ${digits(item.parsed.y)} g/kWh` } },
           },
@@ -341,10 +345,9 @@
         showLine: alone,
         borderWidth: 1.5,
         borderDash: [3, 3],
-        pointRadius: 4,
-        pointBorderWidth: 2,
+        pointRadius: 3.5,
+        pointBorderWidth: 1.75,
         pointBackgroundColor: colors.card,
-        order: -1,
       });
       const range = alone
         ? [
@@ -374,7 +377,7 @@
           legend: {
             display: true,
             labels: {
-              color: colors.text, boxWidth: 14, boxHeight: 2, padding: 14,
+              ...lineLegend(),
               filter: (item) => !/^(lowest|highest) step$/.test(item.text) && (alone || !item.text.endsWith(", held out")),
             },
           },
@@ -419,10 +422,14 @@
       options: options(
         {
           x: axis(`energy (${unit})`, { beginAtZero: true }),
-          y: axis("", { grid: { display: false }, ticks: { color: colors.text, autoSkip: false } }),
+          y: axis("", {
+            grid: { display: false },
+            ticks: { color: colors.text, autoSkip: false, callback: (at) => parts[at].name },
+          }),
         },
         {
           indexAxis: "y",
+          layout: { padding: { right: 116 } },
           interaction: { mode: "index", intersect: false, axis: "y" },
           tooltip: { callbacks: { label: (item) => ` ${shown(parts[item.dataIndex].joules, "J")}${parts[item.dataIndex].note ? `, ${parts[item.dataIndex].note}` : ""}` } },
         },
@@ -430,26 +437,40 @@
     };
   };
 
-  // What each bar holds, beside its end, or inside it where it fills the width.
+  // What each bar holds, beside its end.
   Chart.register({
     id: "barLabels",
     afterDatasetsDraw(chart) {
       const labels = chart.config._config.barLabels;
       if (!labels) return;
-      const { ctx, chartArea } = chart;
+      const { ctx } = chart;
       ctx.save();
       ctx.font = `12px ${Chart.defaults.font.family}`;
       ctx.textBaseline = "middle";
-      chart.getDatasetMeta(0).data.forEach((bar, at) => {
-        const width = ctx.measureText(labels[at]).width;
-        const outside = bar.x + 8 + width <= chartArea.right;
-        const left = outside ? bar.x + 8 : Math.max(bar.x - width - 8, chartArea.left + 4);
-        if (!outside) {
-          ctx.fillStyle = colors.card;
-          ctx.fillRect(left - 4, bar.y - 9, width + 8, 18);
-        }
-        ctx.fillStyle = colors.text;
-        ctx.fillText(labels[at], left, bar.y + 0.5);
+      ctx.fillStyle = colors.text;
+      chart.getDatasetMeta(0).data.forEach((bar, at) => ctx.fillText(labels[at], bar.x + 7, bar.y + 0.5));
+      ctx.restore();
+    },
+  });
+
+  // What each expert used, in its cell, where cells are large enough to be read.
+  Chart.register({
+    id: "cellLabels",
+    afterDatasetsDraw(chart) {
+      if (chart.config.type !== "matrix") return;
+      const { ctx } = chart;
+      ctx.save();
+      ctx.font = `12px ${Chart.defaults.font.family}`;
+      ctx.textBaseline = "middle";
+      ctx.textAlign = "center";
+      const { data } = chart.data.datasets[0];
+      chart.getDatasetMeta(0).data.forEach((cell, at) => {
+        const { x, y, width, height } = cell.getProps(["x", "y", "width", "height"]);
+        const text = shown(data[at].value, "J");
+        if (height < 18 || width < ctx.measureText(text).width + 10) return;
+        const [red, green, blue] = cell.options.backgroundColor.match(/\d+/g).map(Number);
+        ctx.fillStyle = 0.299 * red + 0.587 * green + 0.114 * blue > 125 ? "#10201f" : "#ffffff";
+        ctx.fillText(text, x + width / 2, y + height / 2);
       });
       ctx.restore();
     },
