@@ -47,20 +47,25 @@ pub(super) fn of_run(run: &RunReport, timeline: &Timeline) -> (Vec<Mark>, usize)
 /// One for each time the run was taken up again, told from its lowest rank.
 fn restarts(run: &RunReport, timeline: &Timeline) -> Vec<Mark> {
     let lowest = run.segments.iter().map(|segment| segment.rank).min();
-    let lifetimes: Vec<_> = run.segments.iter().filter(|segment| Some(segment.rank) == lowest).collect();
+    let lifetimes: Vec<_> = run
+        .segments
+        .iter()
+        .zip(&timeline.starts)
+        .filter(|(segment, _)| Some(segment.rank) == lowest)
+        .collect();
     lifetimes
         .windows(2)
         .map(|pair| {
-            let (before, after) = (pair[0], pair[1]);
+            let ((before, _), (after, &seconds)) = (pair[0], pair[1]);
             let began_ms = after.started_at.as_millisecond() - before.started_at.as_millisecond();
             let pause = Seconds((began_ms as f64 / 1e3 - before.duration.0).max(0.0));
             let from = match after.resumed_from_step {
                 Some(step) => format!("from step {step}"),
                 None => "from the beginning".into(),
             };
-            let text =
-                format!("{from}, {} after a segment that was {}", duration(pause), before.status.as_str());
-            Mark { seconds: timeline.seconds_at(after.started_at), kind: "restart".into(), text }
+            let how = before.status.as_str();
+            let text = format!("{from}, {} after the segment before it ended ({how})", duration(pause));
+            Mark { seconds, kind: "restart".into(), text }
         })
         .collect()
 }

@@ -29,15 +29,22 @@ const CHART_MATRIX: &str = include_str!("assets/vendor/chartjs-chart-matrix.min.
 /// More runs than these are compared, and not shown one by one: the page would grow beyond what a reader can use.
 const MAX_SHOWN_RUNS: usize = 4;
 
-/// Bins of equal time in the plots of a run that is shown.
+/// Bins of equal time in the plots of a run that is alone on its page.
 const NUM_BINS: usize = 600;
+
+/// Bins of a run that shares it with others.
+const NUM_SHARED_BINS: usize = 300;
 
 /// Bins of a run that is only compared: its curve needs them between two losses only.
 const NUM_COMPARED_BINS: usize = 200;
 
 pub(super) fn render(report: &Report) -> Result<String> {
     let shown = report.runs.len() <= MAX_SHOWN_RUNS;
-    let num_bins = if shown { NUM_BINS } else { NUM_COMPARED_BINS };
+    let num_bins = match report.runs.len() {
+        0 | 1 => NUM_BINS,
+        _ if shown => NUM_SHARED_BINS,
+        _ => NUM_COMPARED_BINS,
+    };
     let mut body = String::new();
     let mut data = Vec::new();
     runs::write_head(&mut body, report);

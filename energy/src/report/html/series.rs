@@ -72,7 +72,8 @@ impl RunSeries {
         let read = |connection: &mut Connection, sums: &mut Sums| -> rusqlite::Result<()> {
             // One transaction: windows and the energies of their domains agree while a run goes on writing.
             let snapshot = connection.transaction()?;
-            run.segments.iter().try_for_each(|segment| sums.add_segment(&snapshot, segment))
+            let mut segments = run.segments.iter().enumerate();
+            segments.try_for_each(|(index, segment)| sums.add_segment(&snapshot, index, segment))
         };
         read(&mut connection, &mut sums).map_err(|error| read_failure(&path, &error))?;
         Ok(sums.finish())
@@ -179,7 +180,12 @@ impl Sums {
         }
     }
 
-    fn add_segment(&mut self, ledger: &Connection, segment: &SegmentReport) -> rusqlite::Result<()> {
+    fn add_segment(
+        &mut self,
+        ledger: &Connection,
+        index: usize,
+        segment: &SegmentReport,
+    ) -> rusqlite::Result<()> {
         let missing = || rusqlite::Error::QueryReturnedNoRows;
         let id: i64 =
             ledger.query_row("SELECT id FROM segment WHERE uid = ?1", [&segment.uid], |row| row.get(0))?;
@@ -194,7 +200,7 @@ impl Sums {
         let mut parts = parts
             .query_map([id], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get(2)?)))?
             .peekable();
-        let mut from = self.series.timeline.seconds_at(segment.started_at);
+        let mut from = self.series.timeline.starts[index];
         while let Some(row) = windows.next()? {
             let window = Window::from_row(row)?;
             let bins = BinRange::new(&self.series, from, window.seconds);

@@ -276,7 +276,7 @@
         options: options(
           {
             x: axis("expert", { type: "linear", offset: false, min: -0.5, max: width - 0.5, grid: { display: false }, ticks: { stepSize: 1, callback: (value) => (Number.isInteger(value) ? value : null) }, afterBuildTicks: wholeTicks(width) }),
-            y: axis("layer", { type: "linear", reverse: true, offset: false, min: -0.5, max: layers.length - 0.5, grid: { display: false }, ticks: { callback: (value) => layers[value] }, afterBuildTicks: wholeTicks(layers.length) }),
+            y: axis("layer", { type: "linear", reverse: true, offset: false, min: -0.5, max: layers.length - 0.5, grid: { display: false }, ticks: { autoSkip: false, callback: (value) => layers[value] }, afterBuildTicks: wholeTicks(layers.length) }),
           },
           {
             interaction: { mode: "nearest", intersect: true },
