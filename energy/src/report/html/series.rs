@@ -131,7 +131,7 @@ struct Sums {
 /// The columns of a window that a series needs.
 struct Window {
     seq: i64,
-    kind: String,
+    kind: Kind,
     tokens: u64,
     middle_ms: i64,
     seconds: f64,
@@ -141,6 +141,13 @@ struct Window {
     superseded: bool,
 }
 
+/// Which of the losses a window's loss is.
+enum Kind {
+    Step,
+    Evaluation,
+    Other,
+}
+
 impl Window {
     const COLUMNS: &str = "seq, kind, tokens, ended_ms - CAST(seconds * 500 AS INTEGER), seconds, \
                            microjoules NOT NULL, intensity, loss, superseded";
@@ -148,7 +155,11 @@ impl Window {
     fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Window {
             seq: row.get(0)?,
-            kind: row.get(1)?,
+            kind: match row.get_ref(1)?.as_str()? {
+                kind if kind == WindowKind::Step.as_str() => Kind::Step,
+                kind if kind == WindowKind::Evaluation.as_str() => Kind::Evaluation,
+                _ => Kind::Other,
+            },
             tokens: row.get(2)?,
             middle_ms: row.get(3)?,
             seconds: row.get(4)?,
@@ -253,10 +264,10 @@ impl Sums {
         }
         bins.spread(window.tokens, |bin, part| series.tokens[bin] += part);
         let Some(loss) = window.loss.filter(|loss| loss.is_finite()) else { return };
-        let points = match window.kind.as_str() {
-            kind if kind == WindowKind::Step.as_str() => &mut self.training,
-            kind if kind == WindowKind::Evaluation.as_str() => &mut self.evaluation,
-            _ => return,
+        let points = match window.kind {
+            Kind::Step => &mut self.training,
+            Kind::Evaluation => &mut self.evaluation,
+            Kind::Other => return,
         };
         let share = (until / series.timeline.seconds).clamp(FIRST_LOSS_BIN, 1.0);
         let bin = (1.0 - share.ln() / FIRST_LOSS_BIN.ln()) * (LOSS_BINS - 1) as f64;
