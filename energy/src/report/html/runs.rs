@@ -79,7 +79,8 @@ fn write_headline(out: &mut String, account: &Account, intensity: &str) {
     };
     write_fact(out, "Per token", &value, &unit, "all energy over tokens in the model");
     let (tokens, unit) = short(account.tokens);
-    let steps = format!("{} in {} steps", grouped(account.tokens), grouped(account.steps));
+    let whole = if unit.is_empty() { String::new() } else { format!("{} in ", grouped(account.tokens)) };
+    let steps = format!("{whole}{} steps", grouped(account.steps));
     write_fact(out, "Tokens", &tokens, unit, &steps);
     let power = account.average_power().map_or("power unknown".into(), |power| format!("{power} on average"));
     write_fact(out, "Time", &duration(account.duration), "", &power);

@@ -63,6 +63,11 @@
     const [from, to] = [channels(one), channels(other)];
     return `rgb(${from.map((value, at) => Math.round(value + (to[at] - value) * share)).join(",")})`;
   };
+  // As WCAG 2 has it: above 0.179 black has more contrast than white, and either has more than 4.5.
+  const luminance = (parts) => {
+    const [red, green, blue] = parts.map((part) => (part / 255 <= 0.04045 ? part / 255 / 12.92 : ((part / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+  };
   const heat = (share) =>
     share < 0.5 ? between(colors.low, colors.middle, share * 2) : between(colors.middle, colors.high, share * 2 - 1);
 
@@ -172,10 +177,11 @@
         const left = Math.min(x, chartArea.right - width);
         if (left < free) return;
         ctx.setLineDash([]);
-        ctx.fillStyle = ctx.strokeStyle;
-        ctx.fillRect(left, chartArea.top, width, 16);
         ctx.fillStyle = colors.card;
-        ctx.fillText(text, left + 4, chartArea.top + 8.5);
+        ctx.fillRect(left, chartArea.top + 0.5, width, 16);
+        ctx.strokeRect(left, chartArea.top + 0.5, width, 16);
+        ctx.fillStyle = colors.text;
+        ctx.fillText(text, left + 4, chartArea.top + 9);
         free = left + width + 2;
       });
       ctx.restore();
@@ -229,7 +235,8 @@
       const [scale, unit] = unitFor(last, units("J"));
       const highest = Math.max(...known) / scale;
       // Set-up before the first tokens would flatten all the rest.
-      const top = highest > (2 * last) / scale ? { max: Number(((2 * last) / scale).toPrecision(1)) } : {};
+      const twice = Number(((2 * last) / scale).toPrecision(1));
+      const top = highest > twice ? { max: twice } : {};
       return {
         type: "line",
         data: { datasets: [line("cost so far", colors.series[3], points(run.ends, run.tokenCost.map((cost) => cost && cost / scale)))] },
@@ -468,8 +475,7 @@
         const { x, y, width, height } = cell.getProps(["x", "y", "width", "height"]);
         const text = shown(data[at].value, "J");
         if (height < 18 || width < ctx.measureText(text).width + 10) return;
-        const [red, green, blue] = cell.options.backgroundColor.match(/\d+/g).map(Number);
-        ctx.fillStyle = 0.299 * red + 0.587 * green + 0.114 * blue > 125 ? "#10201f" : "#ffffff";
+        ctx.fillStyle = luminance(cell.options.backgroundColor.match(/\d+/g)) > 0.179 ? "#000000" : "#ffffff";
         ctx.fillText(text, x + width / 2, y + height / 2);
       });
       ctx.restore();
