@@ -19,9 +19,21 @@ if [ -z "$run" ]; then
         --run-dir "$folder/quickstart")
 fi
 
-# Alone, and two on one page, priced elsewhere.
+# A second run to compare with: the same under another name.
+mkdir "$folder/other"
+python3 - "$run/ledger.sqlite" "$folder/other/ledger.sqlite" <<'PYTHON'
+import sqlite3
+import sys
+
+source, copy = sqlite3.connect(sys.argv[1]), sqlite3.connect(sys.argv[2])
+source.backup(copy)
+copy.execute("UPDATE run SET uid = uid || '-other', run_id = run_id || '-other'")
+copy.execute("UPDATE segment SET uid = uid || '-other'")
+copy.commit()
+PYTHON
+
 cargo run --release -- report "$run" --format html --output "$folder/one.html"
-cargo run --release -- report "$run" "$run" --location FRA --format html --output "$folder/two.html"
+cargo run --release -- report "$run" "$folder/other" --location FRA --format html --output "$folder/two.html"
 for page in one two; do
     bytes=$(wc -c <"$folder/$page.html")
     if [ "$bytes" -ge 2000000 ]; then

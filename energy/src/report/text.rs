@@ -144,7 +144,7 @@ fn line(out: &mut String, name: &str, value: String) {
     let _ = writeln!(out, "{name:<14}{value}");
 }
 
-pub(super) fn share(part: MicroJoules, whole: MicroJoules) -> f64 {
+fn share(part: MicroJoules, whole: MicroJoules) -> f64 {
     if whole.0 == 0 { 0.0 } else { 100.0 * part.0 as f64 / whole.0 as f64 }
 }
 

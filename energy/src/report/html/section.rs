@@ -7,7 +7,7 @@ use super::marks::Mark;
 use super::markup::{Figure, Table, decimals, escape, write_series_table};
 use super::plots::{parts, price_per_bin};
 use super::series::RunSeries;
-use crate::report::text::{duration, grouped, share, to_second};
+use crate::report::text::{duration, grouped, to_second};
 use crate::report::{Account, RunReport};
 use crate::units::{MicroJoules, Seconds, Watts};
 
@@ -389,4 +389,9 @@ fn write_marks(out: &mut String, marks: &[Mark], num_more: usize) {
         write_list(out, folded, OPEN + 1);
         out.push_str("</details>");
     }
+}
+
+/// In percent.
+fn share(part: MicroJoules, whole: MicroJoules) -> f64 {
+    if whole.0 == 0 { 0.0 } else { 100.0 * part.0 as f64 / whole.0 as f64 }
 }
