@@ -9,6 +9,7 @@ mod boamps;
 mod emissions_csv;
 mod figures;
 mod group;
+mod html;
 mod json;
 pub mod lint;
 mod load;
@@ -116,6 +117,14 @@ impl Report {
     /// For a terminal, by week.
     pub fn to_text_by_week(&self) -> String {
         tables::weeks(self)
+    }
+
+    /// For a browser: one page with plots, which fetches nothing. Reads the ledgers again, for what changed over time.
+    ///
+    /// # Errors
+    /// When a ledger cannot be read any more.
+    pub fn to_html(&self) -> Result<String> {
+        html::render(self)
     }
 
     /// For programs: stable keys with the unit in the name.

@@ -57,6 +57,8 @@ enum Format {
     Markdown,
     /// Boavizta's BoAmps JSON
     Boamps,
+    /// One page with plots for a browser, which fetches nothing
+    Html,
     /// `co2_eq_emissions` for a Hugging Face model card
     ModelCard,
 }
@@ -102,6 +104,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         Format::Json => format!("{:#}", report.to_json()),
         Format::Csv if by_week => report.to_csv_by_week()?,
         Format::Csv => csv(&report, arguments.output.as_deref())?,
+        Format::Html => report.to_html()?,
         Format::Markdown => report.to_markdown(),
         Format::Boamps => format!("{:#}", report.to_boamps(&details(arguments))),
         Format::ModelCard => report.to_model_card(&details(arguments))?,
