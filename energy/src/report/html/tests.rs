@@ -230,10 +230,12 @@ fn a_long_run_of_a_large_model_stays_under_two_megabytes() {
 #[test]
 fn many_runs_are_compared_and_not_shown_one_by_one() {
     let directory = tempfile::tempdir().unwrap();
-    write_run(directory.path(), "tiny");
-    let report =
-        Report::from_ledgers(&[directory.path(); MAX_SHOWN_RUNS + 1], &Overrides::default()).unwrap();
-    let page = report.to_html().unwrap();
+    let runs: Vec<_> = (0..=MAX_SHOWN_RUNS).map(|n| directory.path().join(format!("run-{n}"))).collect();
+    for (n, run) in runs.iter().enumerate() {
+        std::fs::create_dir(run).unwrap();
+        write_run(run, &format!("tiny-{n}"));
+    }
+    let page = Report::from_ledgers(&runs, &Overrides::default()).unwrap().to_html().unwrap();
     assert_eq!(page.matches("<canvas").count(), 1);
     assert!(page.contains("for the plots of one, make its report alone"));
     assert!(page.contains("<h1>5 runs</h1>"));
