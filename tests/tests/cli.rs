@@ -180,7 +180,7 @@ fn doctor_names_each_meter_with_a_remedy_for_what_is_missing() {
     assert_eq!(found["devices"][0]["kind"], "cpu");
     let meters = found["meters"].as_array().expect("a list");
     let names: Vec<&str> = meters.iter().filter_map(|meter| meter["meter"].as_str()).collect();
-    assert_eq!(names, ["nvml", "rapl", "model"]);
+    assert_eq!(names, ["nvml", "perf", "rapl", "hwmon", "bmc", "model"]);
     let text = workshop.run(&["doctor"]);
     assert_eq!((text.code, text.stderr.as_str()), (0, ""));
     for meter in meters {

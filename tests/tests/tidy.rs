@@ -13,13 +13,15 @@ const FLOORS: [(&str, &[&str]); 4] = [
 ];
 
 /// Outside crates that only one room may name.
-const OWNERS: [(&str, &str); 8] = [
+const OWNERS: [(&str, &str); 10] = [
     ("cudarc", "kernels"),
     ("mpi", "kernels"),
     ("nvml-wrapper", "energy"),
     ("rusqlite", "energy"),
     ("tokio", "engine"),
     ("axum", "engine"),
+    ("hyper", "engine"),
+    ("ureq", "energy"),
     ("clap", "engine"),
     ("tokenizers", "engine"),
 ];

@@ -53,6 +53,9 @@ pub enum InteropError {
     /// The tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] data::Error),
+    /// The energy ledger of the model's training cannot be read.
+    #[error(transparent)]
+    Energy(#[from] wattle_energy::Error),
     /// The model cannot be built.
     #[error(transparent)]
     Model(#[from] wattle_router::Error),
@@ -67,6 +70,7 @@ impl InteropError {
             InteropError::Container(error) => error.exit_code(),
             InteropError::File(error) => error.exit_code(),
             InteropError::Tokenizer(error) => error.exit_code(),
+            InteropError::Energy(error) => exit::code_of_energy(error),
             InteropError::Model(_) => exit::INTERNAL,
         }
     }

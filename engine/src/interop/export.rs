@@ -5,10 +5,11 @@ use std::path::Path;
 use serde_json::json;
 
 use super::huggingface::{Family, HuggingFaceConfig, WeightType, write_model};
+use super::model_card::model_card;
 use super::{InteropError, LoadedModel, Result};
 use crate::files;
 
-/// Writes `model` into `directory`: configuration, weights, tokenizer. Gives the family it was written as.
+/// Writes `model` into `directory`: configuration, weights, tokenizer, model card. Gives the family it was written as.
 ///
 /// # Errors
 /// [`InteropError::Inexpressible`] with the reason of each family; files that cannot be written.
@@ -36,6 +37,8 @@ pub fn export(model: &LoadedModel, directory: &Path, weight_type: WeightType) ->
         });
         super::huggingface::write_json(&directory.join("tokenizer_config.json"), &about)?;
     }
+    let card = model_card(model, family, model.ledger().as_deref())?;
+    files::write_atomically(&directory.join("README.md"), card.as_bytes())?;
     let end = tokenizer.map(|tokenizer| tokenizer.boundary_id());
     write_model(directory, &config, end, &model.store, &model.routing, weight_type)?;
     Ok(family)

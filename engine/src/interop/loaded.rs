@@ -88,6 +88,13 @@ impl LoadedModel {
         Ok(LoadedModel { decoder, store, routing, max_positions, vocab_size, config, tokenizer, path })
     }
 
+    /// The energy ledger of the run that trained it, where it lies in one.
+    pub fn ledger(&self) -> Option<PathBuf> {
+        let full = self.path.canonicalize().ok()?;
+        let run = if full.join("manifest.json").exists() { full.parent()?.parent()? } else { &full };
+        Some(RunDirectory::at(run).ledger()).filter(|ledger| ledger.is_file())
+    }
+
     /// Its tokenizer.
     ///
     /// # Errors

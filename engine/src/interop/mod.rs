@@ -6,6 +6,7 @@ mod export;
 pub mod huggingface;
 mod import;
 mod loaded;
+mod model_card;
 
 pub use error::{InteropError, Result};
 pub use export::export;

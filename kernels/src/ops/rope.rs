@@ -57,7 +57,7 @@ impl RopeTable {
         Self::from_frequencies(max_positions, &frequencies, 1.0)
     }
 
-    /// The table of a model that stretches its positions: pair i turns by position·frequencies[i], and what turns is
+    /// The table of a model that stretches its positions: pair i turns by position times its frequency, and what turns is
     /// multiplied by `amplitude` (1 but for YaRN).
     ///
     /// # Errors

@@ -1,3 +1,5 @@
+//! Tests of the feed: news, staleness, alerts, the cache, clocks that jump.
+
 use std::fs;
 
 use super::*;

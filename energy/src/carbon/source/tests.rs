@@ -1,3 +1,5 @@
+//! Tests of the schedule: when a source asks, what it holds, what it says.
+
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
