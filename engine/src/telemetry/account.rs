@@ -200,6 +200,11 @@ impl EnergyAccount {
         &self.source
     }
 
+    /// The carbon intensity in use.
+    pub fn intensity(&self) -> &GridIntensity {
+        &self.intensity
+    }
+
     /// The carbon intensity in use, with its place and year.
     pub fn intensity_label(&self) -> String {
         let now = &self.intensity;

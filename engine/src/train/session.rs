@@ -102,7 +102,8 @@ impl Session {
         if let Some(exporter) = &exporter {
             let run_id = setup.run.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
             let first_sparse_layer = config.moe.as_ref().map_or(0, |moe| moe.num_leading_dense_layers);
-            exporter.begin_run(RunFacts::new(run_id, first_sparse_layer, &config.carbon.intensity()?));
+            let intensity = energy.intensity().clone();
+            exporter.begin_run(RunFacts { run_id, first_sparse_layer, intensity });
             exporter.window(&priced);
         }
         for alert in energy.alerts(&setup.monitor, position.step)? {
@@ -198,6 +199,7 @@ impl Session {
         let priced = self.energy.close_step(&self.setup.monitor, step, &report, first_sparse_layer)?;
         let mut metrics = self.metrics_of(&report, learning_rate, spent, &priced);
         if let Some(exporter) = &self.exporter {
+            exporter.price(self.energy.intensity());
             exporter.step(&metrics, &priced, &report.routing, self.setup.monitor.totals().resets);
         }
         let is_last = tokens >= config.run.max_tokens.get();

@@ -1,5 +1,6 @@
 //! From what the run has come to, to the series of a scrape. What is unknown gives none.
 
+use wattle_energy::GridIntensity;
 use wattle_router::RoutingStats;
 
 use super::catalogue::{self, Metric};
@@ -56,8 +57,9 @@ impl State {
         let watts = self.last.iter().flat_map(|last| &last.watts);
         let watts = watts.map(|(source, watts)| sample(labels(source), Number::Real(*watts)));
         let intensity = self.run.iter().map(|run| {
-            let labels = [("zone", run.grid_zone.clone()), ("basis", run.grid_basis.to_owned())];
-            sample(labels, Number::Real(run.grid_grams_per_kwh))
+            let GridIntensity { zone, basis, grams_per_kwh, .. } = &run.intensity;
+            let labels = [("zone", zone.clone()), ("basis", basis.as_str().to_owned())];
+            sample(labels, Number::Real(grams_per_kwh.0))
         });
         let active_experts = self.last_sparse().map(|last| Number::Real(last.active_experts));
         [

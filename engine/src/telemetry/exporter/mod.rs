@@ -38,19 +38,15 @@ pub struct Exporter {
     server: Server,
 }
 
-/// What does not change during a run.
+/// What a run is, beside its steps.
 #[derive(Clone, Debug)]
 pub struct RunFacts {
     /// The name of the run directory.
     pub run_id: String,
     /// The number of the first layer with experts.
     pub first_sparse_layer: usize,
-    /// Where the electricity comes from.
-    pub grid_zone: String,
-    /// What its figure counts.
-    pub grid_basis: &'static str,
-    /// The figure.
-    pub grid_grams_per_kwh: f64,
+    /// What its energy is priced with.
+    pub intensity: GridIntensity,
 }
 
 /// The address cannot be served at.
@@ -83,6 +79,15 @@ impl Exporter {
         lock(&self.state).begin_run(run);
     }
 
+    /// From now on energy is priced with `intensity`.
+    pub fn price(&self, intensity: &GridIntensity) {
+        if let Some(run) = &mut lock(&self.state).run
+            && run.intensity != *intensity
+        {
+            run.intensity = intensity.clone();
+        }
+    }
+
     /// Adds the energy of a window that is no step.
     pub fn window(&self, priced: &Priced) {
         lock(&self.state).window(priced);
@@ -99,19 +104,6 @@ impl Exporter {
     /// process so far.
     pub fn step(&self, metrics: &StepMetrics, priced: &Priced, routing: &[RoutingStats], sensor_resets: u64) {
         lock(&self.state).step(metrics, priced, routing, sensor_resets);
-    }
-}
-
-impl RunFacts {
-    /// The facts of a run whose energy is priced with `intensity`.
-    pub fn new(run_id: String, first_sparse_layer: usize, intensity: &GridIntensity) -> Self {
-        RunFacts {
-            run_id,
-            first_sparse_layer,
-            grid_zone: intensity.zone.clone(),
-            grid_basis: intensity.basis.as_str(),
-            grid_grams_per_kwh: intensity.grams_per_kwh.0,
-        }
     }
 }
 

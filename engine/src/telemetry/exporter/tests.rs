@@ -15,9 +15,7 @@ fn facts() -> RunFacts {
     RunFacts {
         run_id: "tiny-20260101-000000".to_owned(),
         first_sparse_layer: 1,
-        grid_zone: "FRA".to_owned(),
-        grid_basis: "lifecycle_average",
-        grid_grams_per_kwh: 41.0,
+        intensity: wattle_energy::carbon::lookup("FRA").unwrap(),
     }
 }
 
@@ -319,4 +317,13 @@ fn an_address_of_another_machine_is_refused() {
     // TEST-NET-1 of RFC 5737, which no machine has.
     let error = Exporter::start("192.0.2.1:0".parse().unwrap()).unwrap_err();
     assert!(error.to_string().ends_with("give an address of this machine, such as 127.0.0.1 or 0.0.0.0"));
+}
+
+#[test]
+fn the_gauge_of_the_grid_follows_what_energy_is_priced_with() {
+    let exporter = Exporter::start(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    exporter.begin_run(facts());
+    exporter.price(&wattle_energy::carbon::lookup("POL").unwrap());
+    let run = lock(&exporter.state).run.clone().unwrap();
+    assert_eq!(run.intensity.zone, "POL");
 }
