@@ -270,3 +270,15 @@ fn a_run_whose_configuration_lacks_a_newer_key_goes_on_and_a_broken_one_is_named
     let ran = resume(&workshop, &["--run-dir", &first]);
     ran.expect_refusal(65, &["config.toml is damaged", "does not load"]);
 }
+
+#[test]
+fn a_run_does_not_go_on_over_another_text() {
+    let workshop = Workshop::new();
+    workshop.train("run", &["--max-steps", "10"]);
+    let text = std::fs::read_to_string(workshop.path("text.txt")).expect("it is there");
+    workshop.write("text.txt", text.replace("sheep", "goats"));
+    let ran = workshop.run(&["train", "config.toml", "--run-dir", "run"]);
+    ran.expect_refusal(65, &["has changed since step 10", "--resume never"]);
+    workshop.write("text.txt", text);
+    workshop.train("run", &["--max-steps", "20"]);
+}

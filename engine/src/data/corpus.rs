@@ -41,6 +41,26 @@ enum Tokens {
 }
 
 impl TokenCorpus {
+    /// BLAKE3 of all tokens, to train on and held out: the same text under the same tokenizer has the same.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for stream in [&self.train, &self.held_out] {
+            hasher.update(&(stream.len() as u64).to_le_bytes());
+            // In pieces: hashing is fast only on long runs of bytes.
+            match &stream.tokens {
+                Tokens::Small(ids) => ids.chunks(4096).for_each(|ids| {
+                    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+                    hasher.update(&bytes);
+                }),
+                Tokens::Large(ids) => ids.chunks(4096).for_each(|ids| {
+                    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+                    hasher.update(&bytes);
+                }),
+            }
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
     /// Reads, divides and tokenises the text of a configuration; `seed` chooses the held-out documents.
     pub fn load(config: &DataConfig, tokenizer: &Tokenizer, seed: u64) -> Result<Self> {
         let mut documents = open_train(config)?;

@@ -90,7 +90,8 @@ impl Progress {
             shown.watts.map_or("? W".to_owned(), |watts| format!("{watts:.1} W")),
             shown.joules_per_token.map_or("? J/token".to_owned(), |joules| format!("{joules:.4} J/token")),
             format::grams_co2e(metrics.grams_co2e_total),
-            format::duration(Duration::from_secs_f64(eta)),
+            // A budget of ages has no time that could be shown.
+            format::duration(Duration::try_from_secs_f64(eta).unwrap_or(Duration::MAX)),
         )
     }
 

@@ -55,6 +55,17 @@ pub enum TrainError {
         /// Its value here.
         given: String,
     },
+    /// The text is another than the run has been trained on.
+    #[error(
+        "the text that data.train names has changed since step {step} of {}: going on would not be the same run; put \
+         the text back, or begin anew with --resume never", run.display()
+    )]
+    TextChanged {
+        /// The run directory.
+        run: PathBuf,
+        /// The step it would have gone on from.
+        step: u64,
+    },
     /// The run directory already holds a run and resuming was not wanted.
     #[error("{} already holds a run: give another --run-dir, or let --resume auto continue it", path.display())]
     RunExists {
@@ -103,6 +114,7 @@ impl TrainError {
             | TrainError::RunExists { .. }
             | TrainError::ForeignDirectory { .. }
             | TrainError::RunBusy { .. } => Some(exit::BAD_CONFIGURATION),
+            TrainError::TextChanged { .. } => Some(exit::BAD_DATA),
             TrainError::NotFinite { .. } => Some(exit::CHECK_FAILED),
             TrainError::Data(error) => Some(error.exit_code()),
             TrainError::Checkpoint(error) => Some(error.exit_code()),

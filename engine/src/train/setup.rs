@@ -64,6 +64,7 @@ impl Setup {
         }
         let corpus = TokenCorpus::load(&config.data, &tokenizer, config.run.seed)?;
         describe(&corpus, &tokenizer).iter().for_each(|line| say(line));
+        let text = corpus.fingerprint();
         let sequence_length = config.data.sequence_length;
         let data =
             Dataset::new(Arc::new(corpus.train), sequence_length, config.data.shuffle, config.run.seed)?;
@@ -94,6 +95,10 @@ impl Setup {
             None => (Position::default(), None),
             Some((path, state)) => (snapshot::restore(&mut learner, state, &path)?, Some(path)),
         };
+        if !position.text.is_empty() && position.text != text {
+            return Err(TrainError::TextChanged { run: run.path().to_owned(), step: position.step });
+        }
+        let position = Position { text, ..position };
         if let Resume::From(_) = options.resume {
             // The line of training that this one leaves; a kill before the next save must not lead back to it.
             checkpoint::remove_after(&run.checkpoints(), position.step)?;

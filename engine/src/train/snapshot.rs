@@ -28,6 +28,9 @@ pub struct Position {
     pub seconds: f64,
     /// Tokens per expert since the run began, per sparse layer.
     pub expert_tokens: Vec<Vec<u64>>,
+    /// The text that it trains on, as [`TokenCorpus::fingerprint`](crate::data::TokenCorpus::fingerprint); empty before
+    /// any.
+    pub text: String,
 }
 
 impl Position {
@@ -52,6 +55,7 @@ pub(super) fn save(setup: &Setup) -> Result<PathBuf, TrainError> {
     let mut extra = serde_json::Map::new();
     extra.insert("seconds".into(), position.seconds.into());
     extra.insert("expert_tokens".into(), position.expert_tokens.clone().into());
+    extra.insert("text_blake3".into(), position.text.clone().into());
     let state = State {
         tensors: model_tensors(&setup.learner.store, &setup.learner.routing),
         progress: Progress {
@@ -102,6 +106,12 @@ pub(super) fn restore(learner: &mut Learner, state: State, from: &Path) -> Resul
         nonfinite_steps: progress.nonfinite_steps,
         seconds: state.extra.get("seconds").and_then(serde_json::Value::as_f64).unwrap_or(0.0),
         expert_tokens: serde_json::from_value(expert_tokens).unwrap_or_default(),
+        text: state
+            .extra
+            .get("text_blake3")
+            .and_then(serde_json::Value::as_str)
+            .unwrap_or_default()
+            .to_owned(),
     };
     learner.num_updates = progress.step - progress.nonfinite_steps;
     let mut tensors = Tensors { tensors: state.tensors, from };
