@@ -55,6 +55,7 @@ fn shapes_that_cannot_be_are_refused_with_both_numbers() {
         ("model.num_heads=3", ["is 3", "divisor of model.d_model = 16"]),
         ("model.num_kv_heads=3", ["is 3", "divisor of model.num_heads = 2"]),
         ("moe.num_leading_dense_layers=2", ["is 2", "fewer than model.num_layers = 2"]),
+        ("device.threads=60000", ["is 60000", "at most 4096"]),
         ("optimizer.micro_batch_sequences=3", ["is 3", "divisor of optimizer.batch_sequences = 8"]),
         ("run.max_tokens=10", ["is 10", "256"]),
         ("run.name=../../etc", ["../../etc", "letters"]),
@@ -322,18 +323,6 @@ fn limit_files(command: &mut Command, bytes: u64) -> &mut Command {
     };
     // SAFETY: between fork and exec the closure allocates nothing and takes no lock.
     unsafe { command.pre_exec(apply) }
-}
-
-#[test]
-fn more_threads_than_the_system_gives_are_refused() {
-    let workshop = Workshop::new();
-    let wattle = workshop.command(&["train", "config.toml", "--quiet", "--set", "device.threads=60000"]);
-    // Each thread takes 2 MiB of addresses for its stack.
-    let mut limited = Command::new("sh");
-    limited.args(["-c", "ulimit -v 1000000 && exec \"$0\" \"$@\""]).arg(wattle.get_program());
-    limited.args(wattle.get_args()).current_dir(workshop.path("."));
-    let ran = Ran::from(limited.output().expect("a shell starts"));
-    ran.expect_refusal(74, &["cannot start the CPU threads"]);
 }
 
 #[test]

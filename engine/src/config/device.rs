@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::problem::Problem;
+
 /// Where the run computes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -11,6 +13,23 @@ pub struct DeviceConfig {
     pub kind: DeviceKind,
     /// Number of CPU threads that compute; 0 takes every core the process may use.
     pub threads: usize,
+}
+
+/// More threads than any machine has cores would only take memory for their stacks.
+const MAX_THREADS: usize = 4096;
+
+impl DeviceConfig {
+    /// Everything that is wrong in this section.
+    pub fn validate(&self) -> Vec<Problem> {
+        match self.threads {
+            0..=MAX_THREADS => Vec::new(),
+            threads => {
+                let message =
+                    format!("is {threads}, expected at most {MAX_THREADS}; 0 takes every core there is");
+                vec![Problem::new("device.threads", message)]
+            }
+        }
+    }
 }
 
 /// A kind of device.

@@ -72,6 +72,7 @@ impl Config {
     /// Everything that is wrong in the sections and between them.
     pub fn validate(&self) -> Vec<Problem> {
         let mut problems = self.run.validate();
+        problems.extend(self.device.validate());
         problems.extend(self.model.validate());
         problems.extend(self.moe.iter().flat_map(|moe| moe.validate(&self.model)));
         problems.extend(self.data.validate());
