@@ -1,19 +1,11 @@
 #!/usr/bin/env bash
-# Reads a run's emissions.csv back with pandas, as people who use CodeCarbon's files do. Installs pandas from PyPI into a
-# virtual environment that is kept between runs.
+# Reads a run's emissions.csv back with pandas, as people who use CodeCarbon's files do.
 #
 #     tests/emissions_csv.sh RUN
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-PANDAS=pandas==3.1.1
-environment="${XDG_CACHE_HOME:-$HOME/.cache}/wattle/$PANDAS"
-if ! [ -e "$environment/complete" ]; then
-    rm -rf "$environment"
-    python3 -m venv "$environment"
-    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$PANDAS"
-    touch "$environment/complete"
-fi
+python=$(tests/python_environment.sh pandas==3.1.1)
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -23,7 +15,7 @@ for _ in 1 2; do
     "$wattle" report "$1" --format csv --output "$scratch/emissions.csv"
 done
 "$wattle" report "$1" --format json --output "$scratch/report.json"
-"$environment/bin/python" - "$scratch" <<'PYTHON'
+"$python" - "$scratch" <<'PYTHON'
 import json
 import sys
 from pathlib import Path

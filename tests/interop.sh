@@ -1,20 +1,12 @@
 #!/usr/bin/env bash
 # Compares this program with Hugging Face transformers and TensorBoard, live: fresh random models of every family, and a
-# model that was trained here. Installs both from PyPI into a virtual environment that is kept between runs.
+# model that was trained here.
 #
 #     tests/interop.sh [RUN]      RUN: a finished training run; without one a short one is made
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-PACKAGES=(torch==2.15.0 transformers==5.23.0 safetensors==0.8.0 tensorboard==2.21.0)
-environment="${XDG_CACHE_HOME:-$HOME/.cache}/wattle/interop-$(printf '%s\n' "${PACKAGES[@]}" | sha256sum | cut -c1-12)"
-python="$environment/bin/python"
-if ! [ -e "$environment/complete" ]; then
-    rm -rf "$environment"
-    python3 -m venv "$environment"
-    "$python" -m pip install --quiet --disable-pip-version-check "${PACKAGES[@]}"
-    touch "$environment/complete"
-fi
+python=$(tests/python_environment.sh torch==2.15.0 transformers==5.23.0 safetensors==0.8.0 tensorboard==2.21.0)
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
