@@ -104,6 +104,8 @@ pub(super) fn run(
         price,
         open: None,
         waits_for_disk: None,
+        // As the ledger is opened.
+        waits: true,
     };
     let mut due = Instant::now();
     loop {
@@ -180,6 +182,8 @@ struct Writer {
     open: Option<u64>,
     /// Since when a commit has been waiting for the disk.
     waits_for_disk: Option<Instant>,
+    /// Whether commits wait for the disk now.
+    waits: bool,
 }
 
 impl Writer {
@@ -246,10 +250,9 @@ impl Writer {
             })?;
             self.open = Some(seq);
         }
-        transaction.execute(
-            "UPDATE segment SET alive_ms = ?2 WHERE id = ?1",
-            params![self.segment, Timestamp::now().as_millisecond()],
-        )?;
+        transaction
+            .prepare_cached("UPDATE segment SET alive_ms = ?2 WHERE id = ?1")?
+            .execute(params![self.segment, Timestamp::now().as_millisecond()])?;
         transaction.commit()?;
         self.waits_for_disk = match durability {
             Durability::Disk => None,
@@ -259,8 +262,11 @@ impl Writer {
     }
 
     /// Whether commits wait for the disk from here on.
-    fn wait_for_disk(&self, wait: bool) -> rusqlite::Result<()> {
-        self.connection.pragma_update(None, "synchronous", if wait { "FULL" } else { "NORMAL" })
+    fn wait_for_disk(&mut self, wait: bool) -> rusqlite::Result<()> {
+        if std::mem::replace(&mut self.waits, wait) != wait {
+            self.connection.pragma_update(None, "synchronous", if wait { "FULL" } else { "NORMAL" })?;
+        }
+        Ok(())
     }
 }
 
