@@ -46,6 +46,8 @@ const MAX_WAITING: usize = 1024;
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
+    /// The figure that the segment began with, number 0 in the ledger.
+    start: GridIntensity,
     /// What windows are priced with now.
     intensity: GridIntensity,
     price: Price,
@@ -91,6 +93,7 @@ impl Ledger {
         };
         Ok(Ledger {
             path: path.to_owned(),
+            start: run.intensity.clone(),
             intensity: run.intensity.clone(),
             price,
             num_intensities: 1,
@@ -172,9 +175,11 @@ impl Ledger {
     }
 
     /// Goes back to pricing with the figure of the start: the source of better ones has gone stale.
-    pub fn forget(&mut self, start: &GridIntensity) {
-        self.intensity = start.clone();
-        self.price = Price { intensity_number: 0, grams_per_kwh: start.grams_per_kwh, ..self.price };
+    pub fn forget(&mut self) {
+        if self.price.intensity_number != 0 {
+            self.intensity = self.start.clone();
+            self.price = Price { intensity_number: 0, grams_per_kwh: self.start.grams_per_kwh, ..self.price };
+        }
     }
 
     /// The carbon intensity that windows are priced with now.

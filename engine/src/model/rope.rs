@@ -9,7 +9,7 @@ use std::f64::consts::TAU;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use wattle_kernels::Result;
-use wattle_kernels::ops::rope::RopeTable;
+use wattle_kernels::ops::rope::{self, RopeTable};
 
 use crate::config::Problem;
 use crate::model::config::ModelConfig;
@@ -127,12 +127,9 @@ fn blend(frequency: f64, factor: f64, kept: f64) -> f64 {
 /// # Errors
 /// Out of memory.
 pub(super) fn table(config: &ModelConfig, max_positions: usize) -> Result<RopeTable> {
-    let rotary_dim = config.rotary_dim();
-    let theta = config.rope_theta;
-    let mut frequencies: Vec<f64> =
-        (0..rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rotary_dim as f64)).collect();
+    let mut frequencies = rope::frequencies(config.rotary_dim(), config.rope_theta);
     if let Some(scaling) = &config.rope_scaling {
-        scaling.stretch(&mut frequencies, theta);
+        scaling.stretch(&mut frequencies, config.rope_theta);
     }
     let amplitude = config.rope_scaling.as_ref().map_or(1.0, RopeScaling::amplitude);
     RopeTable::from_frequencies(max_positions, &frequencies, amplitude)
@@ -143,7 +140,7 @@ mod tests {
     use super::*;
 
     fn stretched(scaling: RopeScaling, pairs: usize, theta: f64) -> Vec<f64> {
-        let mut frequencies: Vec<f64> = (0..pairs).map(|i| theta.powf(-(i as f64) / pairs as f64)).collect();
+        let mut frequencies = rope::frequencies(2 * pairs, theta);
         scaling.stretch(&mut frequencies, theta);
         frequencies
     }

@@ -29,8 +29,6 @@ pub struct EnergyAccount {
     /// None once the books are closed.
     ledger: Option<Ledger>,
     feed: CarbonFeed,
-    /// The figure of the location: it holds while the feed has none.
-    yearly: GridIntensity,
     /// The figure in use.
     intensity: GridIntensity,
     grams_total: f64,
@@ -49,7 +47,7 @@ impl EnergyAccount {
         monitor: &EnergyMonitor,
         resumed_from_step: Option<u64>,
     ) -> Result<Self> {
-        let yearly = config.carbon.intensity()?;
+        let intensity = config.carbon.intensity()?;
         let feed = CarbonFeed::start(&config.carbon, cache_directory().as_deref())?;
         let info = RunInfo {
             run_id: run.path().file_name().unwrap_or_default().to_string_lossy().into_owned(),
@@ -58,7 +56,7 @@ impl EnergyAccount {
             resumed_from_step,
             rank: 0,
             world_size: 1,
-            intensity: yearly.clone(),
+            intensity: intensity.clone(),
             pue: config.carbon.pue,
             wue_l_per_kwh: config.carbon.wue_l_per_kwh,
             embodied: config.carbon.embodied.clone(),
@@ -71,8 +69,7 @@ impl EnergyAccount {
         Ok(EnergyAccount {
             ledger: Some(ledger),
             feed,
-            intensity: yearly.clone(),
-            yearly,
+            intensity,
             grams_total,
             source: monitor.source_label().to_owned(),
         })
@@ -132,7 +129,7 @@ impl EnergyAccount {
                     ledger.learn(&intensity, role)?;
                 }
                 if self.feed.is_stale() {
-                    ledger.forget(&self.yearly);
+                    ledger.forget();
                 }
                 if self.intensity != *ledger.intensity() {
                     self.intensity = ledger.intensity().clone();

@@ -28,6 +28,11 @@ pub fn backward(dy_bthd: Tensor, table: &RopeTable, start_position: usize) -> Re
     table.rotate("rope_backward", "dy", dy_bthd, start_position, true)
 }
 
+/// How fast each pair turns: theta^(-2i / rotary_dim), in radians a position.
+pub fn frequencies(rotary_dim: usize, theta: f64) -> Vec<f64> {
+    (0..rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rotary_dim as f64)).collect()
+}
+
 /// Cosines and sines of every position up to a limit.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
@@ -52,9 +57,7 @@ impl RopeTable {
         if !(theta > 0.0 && theta.is_finite()) {
             return refuse("theta", theta.to_string(), "a positive number");
         }
-        let frequencies: Vec<f64> =
-            (0..rotary_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / rotary_dim as f64)).collect();
-        Self::from_frequencies(max_positions, &frequencies, 1.0)
+        Self::from_frequencies(max_positions, &frequencies(rotary_dim, theta), 1.0)
     }
 
     /// The table of a model that stretches its positions: pair i turns by position times its frequency, and what turns is
