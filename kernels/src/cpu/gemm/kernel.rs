@@ -1,6 +1,6 @@
 //! What a register kernel is, and which ones this processor has.
 
-use crate::cpu::gemm::{kernel_portable, matrix::Values};
+use crate::cpu::gemm::{kernel_portable, matrix::Values, pack::CHUNK};
 use crate::cpu::simd::{SimdLevel, simd_level};
 use crate::dtype::bf16;
 
@@ -9,20 +9,43 @@ use crate::dtype::bf16;
 pub(super) struct Kernel {
     /// Most rows of a tile.
     pub(super) rows: usize,
-    /// Columns of a tile: the width of a packed panel of B.
+    /// Columns of a tile.
     pub(super) cols: usize,
     /// Units per k of a packed panel of A in line-inner order.
     pub(super) a_width: usize,
-    /// Whether bf16 is multiplied directly, in pairs along K.
-    pub(super) pairs: bool,
+    /// Units per k of a packed panel of B.
+    pub(super) b_width: usize,
+    /// What it multiplies.
+    pub(super) format: Format,
     /// The code.
     pub(super) run: unsafe fn(Panels, Out),
+}
+
+/// What a kernel multiplies, and so what packing makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// f32, into which bf16 is widened.
+    F32,
+    /// Pairs of bf16 neighbours along K.
+    Bf16Pairs,
+    /// bf16 as fp16 with one scale for a panel, which starts with a line that holds it.
+    Fp16,
 }
 
 impl Kernel {
     /// Units that hold `k` elements of a line.
     pub(super) fn units(&self, k: usize) -> usize {
-        if self.pairs { k.div_ceil(2) } else { k }
+        if self.format == Format::Bf16Pairs { k.div_ceil(2) } else { k }
+    }
+
+    /// Units before the elements of a packed panel.
+    pub(super) fn header(&self) -> usize {
+        if self.format == Format::Fp16 { CHUNK } else { 0 }
+    }
+
+    /// Units of a packed panel of B with `k` elements along K.
+    pub(super) fn b_panel(&self, k: usize) -> usize {
+        self.header() + self.b_width * self.units(k)
     }
 }
 
@@ -83,10 +106,14 @@ impl OutPtr {
 pub(super) fn choose(a: Values, b: Values) -> Kernel {
     #[cfg(target_arch = "x86_64")]
     {
-        use crate::cpu::gemm::{kernel_avx2, kernel_avx512, kernel_bf16};
-        let both_bf16 = matches!((a, b), (Values::Bf16(_), Values::Bf16(_)));
-        if both_bf16 && bf16_is_fast() {
-            return kernel_bf16::KERNEL;
+        use crate::cpu::gemm::{kernel_avx2, kernel_avx512, kernel_bf16, kernel_fp16};
+        if matches!((a, b), (Values::Bf16(_), Values::Bf16(_))) {
+            if has_fast_bf16_dot() {
+                return kernel_bf16::KERNEL;
+            }
+            if has_fp16() {
+                return kernel_fp16::KERNEL;
+            }
         }
         match simd_level() {
             SimdLevel::Avx512 => return kernel_avx512::KERNEL,
@@ -103,7 +130,7 @@ pub(super) fn present() -> Vec<Kernel> {
     let mut kernels = vec![kernel_portable::KERNEL];
     #[cfg(target_arch = "x86_64")]
     {
-        use crate::cpu::gemm::{kernel_avx2, kernel_avx512, kernel_bf16};
+        use crate::cpu::gemm::{kernel_avx2, kernel_avx512, kernel_bf16, kernel_fp16};
         if simd_level() >= SimdLevel::Avx2 {
             kernels.push(kernel_avx2::KERNEL);
         }
@@ -113,16 +140,33 @@ pub(super) fn present() -> Vec<Kernel> {
         if has_bf16_dot() {
             kernels.push(kernel_bf16::KERNEL);
         }
+        if has_fp16() {
+            kernels.push(kernel_fp16::KERNEL);
+        }
     }
     kernels
 }
 
-/// Whether this processor multiplies bf16 faster than f32, so that bf16 is worth its lost digits on the CPU.
+/// Whether this processor multiplies bf16 operands faster than f32, so that they are worth their lost digits.
 ///
-/// True for AMD processors with AVX512-BF16 (Zen 4 and later: twice the rate of f32). Intel processors have the
-/// instruction too, but at half the rate of f32 FMA.
+/// True for AMD processors with AVX512-BF16 (Zen 4 and later), and for Intel processors with AVX512-FP16 (Sapphire
+/// Rapids and later), both at twice the rate of f32. Those have the bf16 instruction too, but at half the rate of f32.
 pub fn bf16_is_fast() -> bool {
+    has_fast_bf16_dot() || has_fp16()
+}
+
+fn has_fast_bf16_dot() -> bool {
     has_bf16_dot() && is_amd()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_fp16() -> bool {
+    simd_level() == SimdLevel::Avx512 && is_x86_feature_detected!("avx512fp16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_fp16() -> bool {
+    false
 }
 
 #[cfg(target_arch = "x86_64")]

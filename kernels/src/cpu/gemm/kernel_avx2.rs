@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::gemm::kernel::{Kernel, Out, Panels, write_tile};
+use crate::cpu::gemm::kernel::{Format, Kernel, Out, Panels, write_tile};
 use crate::cpu::gemm::pack::CHUNK;
 
 const ROWS: usize = 6;
@@ -10,7 +10,8 @@ const COLS: usize = 16;
 const A_WIDTH: usize = 8;
 const LANES: usize = 8;
 
-pub(super) const KERNEL: Kernel = Kernel { rows: ROWS, cols: COLS, a_width: A_WIDTH, pairs: false, run };
+pub(super) const KERNEL: Kernel =
+    Kernel { rows: ROWS, cols: COLS, a_width: A_WIDTH, b_width: COLS, format: Format::F32, run };
 
 /// # Safety
 /// The processor must have AVX2 and FMA; the panels must hold what [`Panels`] says, and `out` must be writable as

@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use crate::cpu::gemm::kernel::{Kernel, Out, OutPtr, Panels};
+use crate::cpu::gemm::kernel::{Format, Kernel, Out, OutPtr, Panels};
 use crate::cpu::gemm::pack::CHUNK;
 
 pub(super) const ROWS: usize = 14;
@@ -14,7 +14,8 @@ pub(super) const COLS: usize = 32;
 pub(super) const A_WIDTH: usize = 16;
 pub(super) const LANES: usize = 16;
 
-pub(super) const KERNEL: Kernel = Kernel { rows: ROWS, cols: COLS, a_width: A_WIDTH, pairs: false, run };
+pub(super) const KERNEL: Kernel =
+    Kernel { rows: ROWS, cols: COLS, a_width: A_WIDTH, b_width: COLS, format: Format::F32, run };
 
 /// # Safety
 /// The processor must have AVX-512 F, BW, DQ and VL; the panels must hold what [`Panels`] says, and `out` must be
@@ -142,7 +143,7 @@ unsafe fn write_rows(sums: *const __m512, num_rows: usize, vectors: usize, out: 
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn widen(x: __m256i) -> __m512 {
+pub(super) fn widen(x: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
 }
 
@@ -150,7 +151,7 @@ fn widen(x: __m256i) -> __m512 {
 /// taking subnormals as zero.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn round_to_bf16(x: __m512) -> __m256i {
+pub(super) fn round_to_bf16(x: __m512) -> __m256i {
     let bits = _mm512_castps_si512(x);
     let high = _mm512_srli_epi32::<16>(bits);
     let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));

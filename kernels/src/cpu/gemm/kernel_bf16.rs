@@ -4,11 +4,12 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::gemm::kernel::{Kernel, Out, Panels};
+use crate::cpu::gemm::kernel::{Format, Kernel, Out, Panels};
 use crate::cpu::gemm::kernel_avx512::{A_WIDTH, COLS, LANES, ROWS, store};
 use crate::cpu::gemm::pack::CHUNK;
 
-pub(super) const KERNEL: Kernel = Kernel { rows: ROWS, cols: COLS, a_width: A_WIDTH, pairs: true, run };
+pub(super) const KERNEL: Kernel =
+    Kernel { rows: ROWS, cols: COLS, a_width: A_WIDTH, b_width: COLS, format: Format::Bf16Pairs, run };
 
 /// # Safety
 /// The processor must have AVX-512 F, BW, DQ, VL and BF16; the panels must hold what [`Panels`] says, and `out` must

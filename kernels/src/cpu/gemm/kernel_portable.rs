@@ -1,14 +1,15 @@
 //! The kernel for every processor: plain loops over small arrays, which the compiler turns into what the build
 //! target has (SSE2, NEON).
 
-use crate::cpu::gemm::kernel::{Kernel, Out, Panels, write_tile};
+use crate::cpu::gemm::kernel::{Format, Kernel, Out, Panels, write_tile};
 use crate::cpu::gemm::pack::CHUNK;
 
 const ROWS: usize = 4;
 const COLS: usize = 8;
 const A_WIDTH: usize = 8;
 
-pub(super) const KERNEL: Kernel = Kernel { rows: ROWS, cols: COLS, a_width: A_WIDTH, pairs: false, run };
+pub(super) const KERNEL: Kernel =
+    Kernel { rows: ROWS, cols: COLS, a_width: A_WIDTH, b_width: COLS, format: Format::F32, run };
 
 /// # Safety
 /// The panels must hold what [`Panels`] says, and `out` must be writable as [`write_tile`] needs.

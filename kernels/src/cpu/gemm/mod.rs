@@ -13,9 +13,12 @@ mod kernel_avx2;
 mod kernel_avx512;
 #[cfg(target_arch = "x86_64")]
 mod kernel_bf16;
+#[cfg(target_arch = "x86_64")]
+mod kernel_fp16;
 mod kernel_portable;
 mod matrix;
 mod pack;
+mod pack_fp16;
 mod plan;
 mod scratch;
 mod task;

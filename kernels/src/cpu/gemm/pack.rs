@@ -1,12 +1,13 @@
 //! Copying blocks of operands into the order in which the kernels read them, as 32-bit units.
 //!
-//! A unit is one f32 (bf16 is widened on the way) or, for kernels that multiply bf16 directly, a pair of bf16
-//! neighbours along K. A line is a row of A or a column of B: what runs along K. A panel is a few lines, those of one
+//! A unit is one f32 (bf16 is widened on the way) or two halves, as [`Unit`] says. A line is a row of A or a column of B: what runs along K. A panel is a few lines, those of one
 //! register tile.
 
 use std::ops::Range;
 
+use crate::cpu::gemm::kernel::{Format, Kernel};
 use crate::cpu::gemm::matrix::{Matrix, Values};
+use crate::cpu::gemm::pack_fp16::{self as fp16, Shift};
 use crate::cpu::gemm::transpose::transpose;
 use crate::cpu::simd::vectorised;
 use crate::dtype::bf16;
@@ -21,30 +22,62 @@ pub(super) struct Lines<'a> {
     stride: usize,
     /// Whether a line's elements are neighbours in memory; else the elements of all lines at one k are.
     pub(super) k_inner: bool,
-    /// Whether bf16 is packed in pairs.
-    pairs: bool,
+    unit: Unit,
+}
+
+/// What a packed unit holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Unit {
+    /// One f32.
+    F32,
+    /// Two bf16 of a line, neighbours along K.
+    Bf16Pair,
+    /// One fp16 of a line, twice: a unit that is spread over a vector.
+    Fp16Twice,
+    /// The fp16 of two neighbouring lines.
+    Fp16Lines,
 }
 
 impl<'a> Lines<'a> {
     /// The rows of `a`.
-    pub(super) fn rows(a: &Matrix<'a>, pairs: bool) -> Self {
-        Lines { values: a.values, stride: a.stride, k_inner: a.rows_are_contiguous(), pairs }
+    pub(super) fn rows(a: &Matrix<'a>, kernel: &Kernel) -> Self {
+        let unit = match kernel.format {
+            Format::F32 => Unit::F32,
+            Format::Bf16Pairs => Unit::Bf16Pair,
+            Format::Fp16 => Unit::Fp16Twice,
+        };
+        Lines { values: a.values, stride: a.stride, k_inner: a.rows_are_contiguous(), unit }
     }
 
     /// The columns of `b`.
-    pub(super) fn cols(b: &Matrix<'a>, pairs: bool) -> Self {
-        Lines { values: b.values, stride: b.stride, k_inner: !b.rows_are_contiguous(), pairs }
+    pub(super) fn cols(b: &Matrix<'a>, kernel: &Kernel) -> Self {
+        let unit = match kernel.format {
+            Format::F32 => Unit::F32,
+            Format::Bf16Pairs => Unit::Bf16Pair,
+            Format::Fp16 => Unit::Fp16Lines,
+        };
+        Lines { values: b.values, stride: b.stride, k_inner: !b.rows_are_contiguous(), unit }
     }
 
     /// Packs one panel of K-inner lines as `[k / CHUNK][line][CHUNK]` units. Units behind the last k are unspecified.
     pub(super) fn pack_k_inner(&self, lines: &Range<usize>, ks: &Range<usize>, units: &mut [u32]) {
-        let (lines, ks) = (lines.clone(), ks.clone());
+        let stride = self.stride;
         vectorised(
             #[inline(always)]
-            || match (self.values, self.pairs) {
-                (Values::F32(x), _) => k_inner(x, self.stride, lines, ks, units, f32_unit),
-                (Values::Bf16(x), false) => k_inner(x, self.stride, lines, ks, units, wide_unit),
-                (Values::Bf16(x), true) => k_inner(x, self.stride, lines, ks, units, pair_unit),
+            || match (self.values, self.unit) {
+                (Values::F32(x), _) => k_inner(x, stride, lines.clone(), ks.clone(), units, f32_unit),
+                (Values::Bf16(x), Unit::F32) => {
+                    k_inner(x, stride, lines.clone(), ks.clone(), units, wide_unit)
+                }
+                (Values::Bf16(x), Unit::Bf16Pair) => {
+                    k_inner(x, stride, lines.clone(), ks.clone(), units, pair_unit)
+                }
+                (Values::Bf16(x), Unit::Fp16Twice | Unit::Fp16Lines) => {
+                    let shift = Shift::of(x, stride, lines, ks);
+                    let (header, units) = units.split_at_mut(CHUNK);
+                    header[0] = shift.scale().to_bits();
+                    fp16::k_inner(x, stride, lines, ks, units, shift);
+                }
             },
         );
     }
@@ -58,21 +91,46 @@ impl<'a> Lines<'a> {
         units: &mut [u32],
     ) {
         // A strip of a few k over all panels at a time, so that memory is read along its rows.
-        let per = if self.pairs { 2 } else { 1 };
-        let panel_len = ks.len().div_ceil(per) * width;
+        let per = if self.unit == Unit::Bf16Pair { 2 } else { 1 };
+        let shift = self.shift(&panels, ks);
+        let header = if shift.is_some() { CHUNK } else { 0 };
+        let panel_len = header + ks.len().div_ceil(per) * width;
         for (strip, start) in ks.clone().step_by(CHUNK * per).enumerate() {
             let ks = start..ks.end.min(start + CHUNK * per);
             let len = ks.len().div_ceil(per) * width;
             for (lines, units) in panels.clone().zip(units.chunks_mut(panel_len)) {
-                let units = &mut units[strip * CHUNK * width..][..len];
+                if let Some(shift) = shift {
+                    units[0] = shift.scale().to_bits();
+                }
+                let units = &mut units[header + strip * CHUNK * width..][..len];
                 match width {
-                    8 => self.pack_strip::<8>(lines, ks.clone(), units),
-                    16 => self.pack_strip::<16>(lines, ks.clone(), units),
-                    32 => self.pack_strip::<32>(lines, ks.clone(), units),
+                    8 => self.pack_strip::<8>(lines, ks.clone(), units, shift),
+                    16 => self.pack_strip::<16>(lines, ks.clone(), units, shift),
+                    32 => self.pack_strip::<32>(lines, ks.clone(), units, shift),
                     _ => unreachable!("no kernel has panels of {width}"),
                 }
             }
         }
+    }
+
+    /// The common shift of all panels, if they are packed as fp16.
+    fn shift(
+        &self,
+        panels: &(impl Iterator<Item = Range<usize>> + Clone),
+        ks: &Range<usize>,
+    ) -> Option<Shift> {
+        let (Values::Bf16(x), Unit::Fp16Twice | Unit::Fp16Lines) = (self.values, self.unit) else {
+            return None;
+        };
+        let start = panels.clone().next()?.start;
+        let lines = start..panels.clone().fold(start, |end, lines| end.max(lines.end));
+        Some(vectorised(
+            #[inline(always)]
+            || match self.k_inner {
+                true => Shift::of(x, self.stride, &lines, ks),
+                false => Shift::of(x, self.stride, ks, &lines),
+            },
+        ))
     }
 
     /// The units from a line at a k on, when they need no packing: f32 not running along K, multiplied as f32.
@@ -108,26 +166,43 @@ impl<'a> Lines<'a> {
         let _ = (lines, ks, part, parts);
     }
 
-    fn pack_strip<const WIDTH: usize>(&self, lines: Range<usize>, ks: Range<usize>, units: &mut [u32]) {
+    fn pack_strip<const WIDTH: usize>(
+        &self,
+        lines: Range<usize>,
+        ks: Range<usize>,
+        units: &mut [u32],
+        shift: Option<Shift>,
+    ) {
         let stride = self.stride;
         vectorised(
             #[inline(always)]
-            || match (self.values, self.pairs, self.k_inner) {
-                (Values::F32(x), _, false) => {
+            || match (self.values, self.unit, self.k_inner, shift) {
+                (Values::Bf16(x), Unit::Fp16Twice, _, Some(shift)) => {
+                    fp16::line_inner_twice::<WIDTH>(x, stride, &lines, &ks, units, shift)
+                }
+                (Values::Bf16(x), Unit::Fp16Lines, false, Some(shift)) => {
+                    fp16::line_inner_columns(x, stride, &lines, &ks, units, shift)
+                }
+                (Values::Bf16(x), Unit::Fp16Lines, true, Some(shift)) => {
+                    fp16::transposed_columns::<WIDTH>(x, stride, &lines, &ks, units, shift)
+                }
+                (Values::F32(x), _, false, _) => {
                     line_inner::<_, 1, WIDTH>(x, stride, lines, ks, units, f32_unit)
                 }
-                (Values::Bf16(x), false, false) => {
-                    line_inner::<_, 1, WIDTH>(x, stride, lines, ks, units, wide_unit)
+                (Values::F32(x), _, true, _) => {
+                    transposed::<_, 1, WIDTH>(x, stride, lines, ks, units, f32_unit)
                 }
-                (Values::Bf16(x), true, false) => {
+                (Values::Bf16(x), Unit::Bf16Pair, false, _) => {
                     line_inner::<_, 2, WIDTH>(x, stride, lines, ks, units, pair_unit)
                 }
-                (Values::F32(x), _, true) => transposed::<_, 1, WIDTH>(x, stride, lines, ks, units, f32_unit),
-                (Values::Bf16(x), false, true) => {
-                    transposed::<_, 1, WIDTH>(x, stride, lines, ks, units, wide_unit)
-                }
-                (Values::Bf16(x), true, true) => {
+                (Values::Bf16(x), Unit::Bf16Pair, true, _) => {
                     transposed::<_, 2, WIDTH>(x, stride, lines, ks, units, pair_unit)
+                }
+                (Values::Bf16(x), _, false, _) => {
+                    line_inner::<_, 1, WIDTH>(x, stride, lines, ks, units, wide_unit)
+                }
+                (Values::Bf16(x), _, true, _) => {
+                    transposed::<_, 1, WIDTH>(x, stride, lines, ks, units, wide_unit)
                 }
             },
         );
@@ -191,14 +266,22 @@ fn line_inner<T: Copy + Default, const PER: usize, const WIDTH: usize>(
     for (k, out) in ks.clone().step_by(PER).zip(rows) {
         let mut from = [[T::default(); WIDTH]; PER];
         for (k, from) in (k..ks.end).zip(&mut from) {
-            let x = &x[k * stride + lines.start..];
-            // Neighbours behind the panel are copied along where there are any: the kernel never stores their sums.
-            match x.first_chunk() {
-                Some(row) => *from = *row,
-                None => from[..lines.len()].copy_from_slice(&x[..lines.len()]),
-            }
+            *from = row_of(&x[k * stride + lines.start..], lines.len());
         }
         *out = std::array::from_fn(|j| unit(std::array::from_fn(|p| from[p][j])));
+    }
+}
+
+/// The first `len` elements, and behind them whatever is there: the kernel never stores their sums.
+#[inline(always)]
+pub(super) fn row_of<T: Copy + Default, const WIDTH: usize>(x: &[T], len: usize) -> [T; WIDTH] {
+    match x.first_chunk() {
+        Some(row) => *row,
+        None => {
+            let mut row = [T::default(); WIDTH];
+            row[..len].copy_from_slice(&x[..len]);
+            row
+        }
     }
 }
 

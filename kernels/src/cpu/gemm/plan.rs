@@ -80,8 +80,8 @@ impl<'a> Plan<'a> {
                 continue;
             }
             let mut source = Source {
-                a: Lines::rows(a, kernel.pairs),
-                b: Lines::cols(b, kernel.pairs),
+                a: Lines::rows(a, kernel),
+                b: Lines::cols(b, kernel),
                 n,
                 k,
                 c_stride: c.stride,
@@ -94,7 +94,10 @@ impl<'a> Plan<'a> {
             let in_place = source.b_in_place(kernel.cols, 0, 0).is_some();
             if !in_place && m >= 2 * MAX_ROWS && n * k <= SHARED_B {
                 source.shared = Some(plan.shared_len);
-                plan.shared_len += n.next_multiple_of(kernel.cols) * kernel.units(k);
+                plan.shared_len += source
+                    .k_blocks()
+                    .map(|ks| n.div_ceil(kernel.cols) * kernel.b_panel(ks.len()))
+                    .sum::<usize>();
             }
             let (row_block, col_block) = block_size(m, n, k, in_place || source.shared.is_some());
             for rows in cut(0..m, row_block, 1) {
@@ -113,7 +116,7 @@ impl<'a> Plan<'a> {
         for source in self.sources.iter().filter(|source| source.shared.is_some()) {
             for ks in source.k_blocks() {
                 for cols in cut(0..source.n, PACK_COLS, self.kernel.cols) {
-                    let len = cols.len().next_multiple_of(self.kernel.cols) * self.kernel.units(ks.len());
+                    let len = cols.len().div_ceil(self.kernel.cols) * self.kernel.b_panel(ks.len());
                     let (job, rest) = units.split_at_mut(len);
                     jobs.push((source, ks.clone(), cols, job));
                     units = rest;
@@ -125,8 +128,8 @@ impl<'a> Plan<'a> {
 
     /// Packs a block of B as `[panel][k][column]`.
     pub(super) fn pack_b(&self, source: &Source, cols: &Range<usize>, ks: &Range<usize>, units: &mut [u32]) {
-        let width = self.kernel.cols;
-        source.b.pack_line_inner(cut(cols.clone(), width, width), width, ks, units);
+        let Kernel { cols: width, b_width, .. } = *self.kernel;
+        source.b.pack_line_inner(cut(cols.clone(), width, width), b_width, ks, units);
     }
 }
 

@@ -66,8 +66,8 @@ impl Plan<'_> {
     fn sum(&self, task: &Task, shared: &[u32], out: Out, a_units: &mut Units, b_units: &mut Units) {
         let (kernel, source) = (self.kernel, &self.sources[task.source]);
         let mut accumulate = out.accumulate;
-        for ks in source.k_blocks() {
-            let b = self.b_operand(task, &ks, shared, b_units);
+        for (block, ks) in source.k_blocks().enumerate() {
+            let b = self.b_operand(task, block, &ks, shared, b_units);
             // K-inner rows are packed just before their use, to be read from L1; others by a few panels, for the sake
             // of reading memory along its rows.
             let group = if source.a.k_inner { kernel.rows } else { kernel.rows * A_GROUP };
@@ -102,17 +102,25 @@ impl Plan<'_> {
     }
 
     /// The task's part of B over a block of K: where it lies, shared by all tasks, or packed into `units`.
-    fn b_operand(&self, task: &Task, ks: &Range<usize>, shared: &[u32], units: &mut Units) -> Operand {
-        let (source, width) = (&self.sources[task.source], self.kernel.cols);
+    fn b_operand(
+        &self,
+        task: &Task,
+        block: usize,
+        ks: &Range<usize>,
+        shared: &[u32],
+        units: &mut Units,
+    ) -> Operand {
+        let (kernel, source, width) = (self.kernel, &self.sources[task.source], self.kernel.cols);
         if let Some(b) = source.b_in_place(width, task.cols.start, ks.start) {
             return Operand::in_place(b);
         }
-        let k = self.kernel.units(ks.len());
-        let len = task.cols.len().next_multiple_of(width) * k;
+        let panel = kernel.b_panel(ks.len());
+        let len = task.cols.len().div_ceil(width) * panel;
         let b = match source.shared {
             Some(start) => {
-                let before = source.n.next_multiple_of(width) * self.kernel.units(ks.start);
-                &shared[start + before + task.cols.start * k..][..len]
+                // The blocks before, a header for each, then the panels before in this block.
+                let before = block * kernel.header() + kernel.b_width * kernel.units(ks.start);
+                &shared[start + source.n.div_ceil(width) * before + task.cols.start / width * panel..][..len]
             }
             None => {
                 let units = units.take(len);
@@ -120,7 +128,7 @@ impl Plan<'_> {
                 units
             }
         };
-        Operand::packed(b, width * k, width)
+        Operand::packed(b, panel, kernel.b_width)
     }
 
     /// Some rows of A over a block of K: where they lie, or packed into `units`.
@@ -129,7 +137,7 @@ impl Plan<'_> {
         let k = kernel.units(ks.len());
         let num_panels = rows.len().div_ceil(kernel.rows);
         if a.k_inner {
-            let units = units.take(k.next_multiple_of(CHUNK) * rows.len());
+            let units = units.take(kernel.header() + k.next_multiple_of(CHUNK) * rows.len());
             a.pack_k_inner(rows, ks, units);
             return Operand::packed(units, 0, 0);
         }
@@ -137,9 +145,10 @@ impl Plan<'_> {
         match a.in_place(rows.start, ks.start) {
             Some(a) if task.cols.len() <= IN_PLACE_PANELS * kernel.cols => Operand::in_place(a),
             _ => {
-                let units = units.take(num_panels * k * kernel.a_width);
+                let panel = kernel.header() + k * kernel.a_width;
+                let units = units.take(num_panels * panel);
                 a.pack_line_inner(cut(rows.clone(), kernel.rows, 1), kernel.a_width, ks, units);
-                Operand::packed(units, k * kernel.a_width, kernel.a_width)
+                Operand::packed(units, panel, kernel.a_width)
             }
         }
     }
