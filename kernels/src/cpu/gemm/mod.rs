@@ -18,6 +18,7 @@ mod kernel_fp16;
 mod kernel_portable;
 mod matrix;
 mod pack;
+#[cfg(target_arch = "x86_64")]
 mod pack_fp16;
 mod plan;
 mod scratch;

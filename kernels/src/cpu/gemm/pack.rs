@@ -1,13 +1,15 @@
 //! Copying blocks of operands into the order in which the kernels read them, as 32-bit units.
 //!
-//! A unit is one f32 (bf16 is widened on the way) or two halves, as [`Unit`] says. A line is a row of A or a column of B: what runs along K. A panel is a few lines, those of one
+//! A unit is one f32 (bf16 is widened on the way), a pair of bf16 neighbours along K, or two fp16 as `pack_fp16` makes
+//! them: the kernel's [`Format`] says which. A line is a row of A or a column of B: what runs along K. A panel is a few lines, those of one
 //! register tile.
 
 use std::ops::Range;
 
-use crate::cpu::gemm::kernel::{Format, Kernel};
+use crate::cpu::gemm::kernel::Format;
 use crate::cpu::gemm::matrix::{Matrix, Values};
-use crate::cpu::gemm::pack_fp16::{self as fp16, Shift};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::gemm::pack_fp16::{self, Stored};
 use crate::cpu::gemm::transpose::transpose;
 use crate::cpu::simd::vectorised;
 use crate::dtype::bf16;
@@ -22,68 +24,72 @@ pub(super) struct Lines<'a> {
     stride: usize,
     /// Whether a line's elements are neighbours in memory; else the elements of all lines at one k are.
     pub(super) k_inner: bool,
-    unit: Unit,
-}
-
-/// What a packed unit holds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Unit {
-    /// One f32.
-    F32,
-    /// Two bf16 of a line, neighbours along K.
-    Bf16Pair,
-    /// One fp16 of a line, twice: a unit that is spread over a vector.
-    Fp16Twice,
-    /// The fp16 of two neighbouring lines.
-    Fp16Lines,
+    format: Format,
 }
 
 impl<'a> Lines<'a> {
     /// The rows of `a`.
-    pub(super) fn rows(a: &Matrix<'a>, kernel: &Kernel) -> Self {
-        let unit = match kernel.format {
-            Format::F32 => Unit::F32,
-            Format::Bf16Pairs => Unit::Bf16Pair,
-            Format::Fp16 => Unit::Fp16Twice,
-        };
-        Lines { values: a.values, stride: a.stride, k_inner: a.rows_are_contiguous(), unit }
+    pub(super) fn rows(a: &Matrix<'a>, format: Format) -> Self {
+        Lines { values: a.values, stride: a.stride, k_inner: a.rows_are_contiguous(), format }
     }
 
     /// The columns of `b`.
-    pub(super) fn cols(b: &Matrix<'a>, kernel: &Kernel) -> Self {
-        let unit = match kernel.format {
-            Format::F32 => Unit::F32,
-            Format::Bf16Pairs => Unit::Bf16Pair,
-            Format::Fp16 => Unit::Fp16Lines,
-        };
-        Lines { values: b.values, stride: b.stride, k_inner: !b.rows_are_contiguous(), unit }
+    pub(super) fn cols(b: &Matrix<'a>, format: Format) -> Self {
+        Lines { values: b.values, stride: b.stride, k_inner: !b.rows_are_contiguous(), format }
     }
 
     /// Packs one panel of K-inner lines as `[k / CHUNK][line][CHUNK]` units. Units behind the last k are unspecified.
     pub(super) fn pack_k_inner(&self, lines: &Range<usize>, ks: &Range<usize>, units: &mut [u32]) {
-        let stride = self.stride;
+        #[cfg(target_arch = "x86_64")]
+        if let Some(from) = self.for_fp16() {
+            // SAFETY: there is an fp16 kernel only where the processor has what packing for it takes.
+            return unsafe { pack_fp16::pack_a_k_inner(from, lines, ks, units) };
+        }
+        let (lines, ks) = (lines.clone(), ks.clone());
         vectorised(
             #[inline(always)]
-            || match (self.values, self.unit) {
-                (Values::F32(x), _) => k_inner(x, stride, lines.clone(), ks.clone(), units, f32_unit),
-                (Values::Bf16(x), Unit::F32) => {
-                    k_inner(x, stride, lines.clone(), ks.clone(), units, wide_unit)
-                }
-                (Values::Bf16(x), Unit::Bf16Pair) => {
-                    k_inner(x, stride, lines.clone(), ks.clone(), units, pair_unit)
-                }
-                (Values::Bf16(x), Unit::Fp16Twice | Unit::Fp16Lines) => {
-                    let shift = Shift::of(x, stride, lines, ks);
-                    let (header, units) = units.split_at_mut(CHUNK);
-                    header[0] = shift.scale().to_bits();
-                    fp16::k_inner(x, stride, lines, ks, units, shift);
-                }
+            || match (self.values, self.format) {
+                (Values::F32(x), _) => k_inner(x, self.stride, lines, ks, units, f32_unit),
+                (Values::Bf16(x), Format::Bf16Pairs) => k_inner(x, self.stride, lines, ks, units, pair_unit),
+                (Values::Bf16(x), _) => k_inner(x, self.stride, lines, ks, units, wide_unit),
             },
         );
     }
 
-    /// Packs panels as `[panel][k][width]` units, one for each line; units behind a panel's last line are unspecified.
-    pub(super) fn pack_line_inner(
+    /// Packs panels of A whose K is not the inner dimension as `[panel][k][width]` units, one for each line; units
+    /// behind a panel's last line are unspecified.
+    pub(super) fn pack_a(
+        &self,
+        panels: impl Iterator<Item = Range<usize>> + Clone,
+        width: usize,
+        ks: &Range<usize>,
+        units: &mut [u32],
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(from) = self.for_fp16() {
+            // SAFETY: there is an fp16 kernel only where the processor has what packing for it takes.
+            return unsafe { pack_fp16::pack_a_line_inner(from, panels, ks, units) };
+        }
+        self.pack_line_inner(panels, width, ks, units);
+    }
+
+    /// Packs panels of B as `[panel][k][width]` units; units behind a panel's last line are unspecified.
+    pub(super) fn pack_b(
+        &self,
+        panels: impl Iterator<Item = Range<usize>> + Clone,
+        width: usize,
+        ks: &Range<usize>,
+        units: &mut [u32],
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(from) = self.for_fp16() {
+            // SAFETY: there is an fp16 kernel only where the processor has what packing for it takes.
+            return unsafe { pack_fp16::pack_b(from, self.k_inner, panels, ks, units) };
+        }
+        self.pack_line_inner(panels, width, ks, units);
+    }
+
+    fn pack_line_inner(
         &self,
         panels: impl Iterator<Item = Range<usize>> + Clone,
         width: usize,
@@ -91,46 +97,21 @@ impl<'a> Lines<'a> {
         units: &mut [u32],
     ) {
         // A strip of a few k over all panels at a time, so that memory is read along its rows.
-        let per = if self.unit == Unit::Bf16Pair { 2 } else { 1 };
-        let shift = self.shift(&panels, ks);
-        let header = if shift.is_some() { CHUNK } else { 0 };
-        let panel_len = header + ks.len().div_ceil(per) * width;
+        let per = if self.format == Format::Bf16Pairs { 2 } else { 1 };
+        let panel_len = ks.len().div_ceil(per) * width;
         for (strip, start) in ks.clone().step_by(CHUNK * per).enumerate() {
             let ks = start..ks.end.min(start + CHUNK * per);
             let len = ks.len().div_ceil(per) * width;
             for (lines, units) in panels.clone().zip(units.chunks_mut(panel_len)) {
-                if let Some(shift) = shift {
-                    units[0] = shift.scale().to_bits();
-                }
-                let units = &mut units[header + strip * CHUNK * width..][..len];
+                let units = &mut units[strip * CHUNK * width..][..len];
                 match width {
-                    8 => self.pack_strip::<8>(lines, ks.clone(), units, shift),
-                    16 => self.pack_strip::<16>(lines, ks.clone(), units, shift),
-                    32 => self.pack_strip::<32>(lines, ks.clone(), units, shift),
+                    8 => self.pack_strip::<8>(lines, ks.clone(), units),
+                    16 => self.pack_strip::<16>(lines, ks.clone(), units),
+                    32 => self.pack_strip::<32>(lines, ks.clone(), units),
                     _ => unreachable!("no kernel has panels of {width}"),
                 }
             }
         }
-    }
-
-    /// The common shift of all panels, if they are packed as fp16.
-    fn shift(
-        &self,
-        panels: &(impl Iterator<Item = Range<usize>> + Clone),
-        ks: &Range<usize>,
-    ) -> Option<Shift> {
-        let (Values::Bf16(x), Unit::Fp16Twice | Unit::Fp16Lines) = (self.values, self.unit) else {
-            return None;
-        };
-        let start = panels.clone().next()?.start;
-        let lines = start..panels.clone().fold(start, |end, lines| end.max(lines.end));
-        Some(vectorised(
-            #[inline(always)]
-            || match self.k_inner {
-                true => Shift::of(x, self.stride, &lines, ks),
-                false => Shift::of(x, self.stride, ks, &lines),
-            },
-        ))
     }
 
     /// The units from a line at a k on, when they need no packing: f32 not running along K, multiplied as f32.
@@ -166,43 +147,35 @@ impl<'a> Lines<'a> {
         let _ = (lines, ks, part, parts);
     }
 
-    fn pack_strip<const WIDTH: usize>(
-        &self,
-        lines: Range<usize>,
-        ks: Range<usize>,
-        units: &mut [u32],
-        shift: Option<Shift>,
-    ) {
+    /// The values, if they are to be packed as fp16.
+    #[cfg(target_arch = "x86_64")]
+    fn for_fp16(&self) -> Option<Stored<'a>> {
+        match (self.values, self.format) {
+            (Values::Bf16(x), Format::Fp16) => Some(Stored { x, stride: self.stride }),
+            _ => None,
+        }
+    }
+
+    fn pack_strip<const WIDTH: usize>(&self, lines: Range<usize>, ks: Range<usize>, units: &mut [u32]) {
         let stride = self.stride;
         vectorised(
             #[inline(always)]
-            || match (self.values, self.unit, self.k_inner, shift) {
-                (Values::Bf16(x), Unit::Fp16Twice, _, Some(shift)) => {
-                    fp16::line_inner_twice::<WIDTH>(x, stride, &lines, &ks, units, shift)
-                }
-                (Values::Bf16(x), Unit::Fp16Lines, false, Some(shift)) => {
-                    fp16::line_inner_columns(x, stride, &lines, &ks, units, shift)
-                }
-                (Values::Bf16(x), Unit::Fp16Lines, true, Some(shift)) => {
-                    fp16::transposed_columns::<WIDTH>(x, stride, &lines, &ks, units, shift)
-                }
-                (Values::F32(x), _, false, _) => {
+            || match (self.values, self.format == Format::Bf16Pairs, self.k_inner) {
+                (Values::F32(x), _, false) => {
                     line_inner::<_, 1, WIDTH>(x, stride, lines, ks, units, f32_unit)
                 }
-                (Values::F32(x), _, true, _) => {
-                    transposed::<_, 1, WIDTH>(x, stride, lines, ks, units, f32_unit)
-                }
-                (Values::Bf16(x), Unit::Bf16Pair, false, _) => {
-                    line_inner::<_, 2, WIDTH>(x, stride, lines, ks, units, pair_unit)
-                }
-                (Values::Bf16(x), Unit::Bf16Pair, true, _) => {
-                    transposed::<_, 2, WIDTH>(x, stride, lines, ks, units, pair_unit)
-                }
-                (Values::Bf16(x), _, false, _) => {
+                (Values::Bf16(x), false, false) => {
                     line_inner::<_, 1, WIDTH>(x, stride, lines, ks, units, wide_unit)
                 }
-                (Values::Bf16(x), _, true, _) => {
+                (Values::Bf16(x), true, false) => {
+                    line_inner::<_, 2, WIDTH>(x, stride, lines, ks, units, pair_unit)
+                }
+                (Values::F32(x), _, true) => transposed::<_, 1, WIDTH>(x, stride, lines, ks, units, f32_unit),
+                (Values::Bf16(x), false, true) => {
                     transposed::<_, 1, WIDTH>(x, stride, lines, ks, units, wide_unit)
+                }
+                (Values::Bf16(x), true, true) => {
+                    transposed::<_, 2, WIDTH>(x, stride, lines, ks, units, pair_unit)
                 }
             },
         );
@@ -266,22 +239,14 @@ fn line_inner<T: Copy + Default, const PER: usize, const WIDTH: usize>(
     for (k, out) in ks.clone().step_by(PER).zip(rows) {
         let mut from = [[T::default(); WIDTH]; PER];
         for (k, from) in (k..ks.end).zip(&mut from) {
-            *from = row_of(&x[k * stride + lines.start..], lines.len());
+            let x = &x[k * stride + lines.start..];
+            // Neighbours behind the panel are copied along where there are any: the kernel never stores their sums.
+            match x.first_chunk() {
+                Some(row) => *from = *row,
+                None => from[..lines.len()].copy_from_slice(&x[..lines.len()]),
+            }
         }
         *out = std::array::from_fn(|j| unit(std::array::from_fn(|p| from[p][j])));
-    }
-}
-
-/// The first `len` elements, and behind them whatever is there: the kernel never stores their sums.
-#[inline(always)]
-pub(super) fn row_of<T: Copy + Default, const WIDTH: usize>(x: &[T], len: usize) -> [T; WIDTH] {
-    match x.first_chunk() {
-        Some(row) => *row,
-        None => {
-            let mut row = [T::default(); WIDTH];
-            row[..len].copy_from_slice(&x[..len]);
-            row
-        }
     }
 }
 

@@ -80,8 +80,8 @@ impl<'a> Plan<'a> {
                 continue;
             }
             let mut source = Source {
-                a: Lines::rows(a, kernel),
-                b: Lines::cols(b, kernel),
+                a: Lines::rows(a, kernel.format),
+                b: Lines::cols(b, kernel.format),
                 n,
                 k,
                 c_stride: c.stride,
@@ -129,7 +129,7 @@ impl<'a> Plan<'a> {
     /// Packs a block of B as `[panel][k][column]`.
     pub(super) fn pack_b(&self, source: &Source, cols: &Range<usize>, ks: &Range<usize>, units: &mut [u32]) {
         let Kernel { cols: width, b_width, .. } = *self.kernel;
-        source.b.pack_line_inner(cut(cols.clone(), width, width), b_width, ks, units);
+        source.b.pack_b(cut(cols.clone(), width, width), b_width, ks, units);
     }
 }
 

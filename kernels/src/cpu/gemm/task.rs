@@ -147,7 +147,7 @@ impl Plan<'_> {
             _ => {
                 let panel = kernel.header() + k * kernel.a_width;
                 let units = units.take(num_panels * panel);
-                a.pack_line_inner(cut(rows.clone(), kernel.rows, 1), kernel.a_width, ks, units);
+                a.pack_a(cut(rows.clone(), kernel.rows, 1), kernel.a_width, ks, units);
                 Operand::packed(units, panel, kernel.a_width)
             }
         }
