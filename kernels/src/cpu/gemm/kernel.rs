@@ -49,18 +49,14 @@ impl Kernel {
     }
 }
 
-/// The operands of one tile: packed panels, or f32 where it lies when its order is that of a panel.
+/// The packed operands of one tile.
 #[derive(Clone, Copy)]
 pub(super) struct Panels {
-    /// `[k / CHUNK][rows][CHUNK]` units when `k_inner`, else `rows` units at each k.
+    /// `[k / CHUNK][rows][CHUNK]` units when `k_inner`, else `[k][a_width]`, behind a header if the format has one.
     pub(super) a: *const u32,
-    /// Units of A from one k to the next, when not `k_inner`.
-    pub(super) a_step: usize,
     pub(super) k_inner: bool,
-    /// `cols` units at each k.
+    /// `[k][b_width]` units, behind a header if the format has one.
     pub(super) b: *const u32,
-    /// Units of B from one k to the next.
-    pub(super) b_step: usize,
     /// Units along K.
     pub(super) k: usize,
     /// Rows of the tile, from 1 to the kernel's `rows`.

@@ -44,7 +44,7 @@ unsafe fn by_rows<const K_INNER: bool>(panels: Panels, out: Out) {
 unsafe fn tile<const R: usize, const K_INNER: bool>(panels: Panels, out: Out) {
     const VECTORS: usize = COLS / LANES;
     let (chunk_step, row_step, k_step) =
-        if K_INNER { (R * CHUNK, CHUNK, 1) } else { (CHUNK * panels.a_step, 1, panels.a_step) };
+        if K_INNER { (R * CHUNK, CHUNK, 1) } else { (CHUNK * A_WIDTH, 1, A_WIDTH) };
     let mut sums = [[_mm256_setzero_ps(); VECTORS]; R];
     let (mut a, mut b) = (panels.a.cast::<f32>(), panels.b.cast::<f32>());
     let mut left = panels.k;
@@ -54,7 +54,7 @@ unsafe fn tile<const R: usize, const K_INNER: bool>(panels: Panels, out: Out) {
             // SAFETY: the panels hold `panels.k` units along K in the order that the steps describe.
             unsafe {
                 let b: [__m256; VECTORS] =
-                    std::array::from_fn(|v| _mm256_loadu_ps(b.add(k * panels.b_step + v * LANES)));
+                    std::array::from_fn(|v| _mm256_loadu_ps(b.add(k * COLS + v * LANES)));
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let a = _mm256_set1_ps(*a.add(row * row_step + k * k_step));
                     for (sum, b) in sums.iter_mut().zip(b) {
@@ -64,7 +64,7 @@ unsafe fn tile<const R: usize, const K_INNER: bool>(panels: Panels, out: Out) {
             }
         }
         a = a.wrapping_add(chunk_step);
-        b = b.wrapping_add(CHUNK * panels.b_step);
+        b = b.wrapping_add(CHUNK * COLS);
         left -= len;
     }
     let mut rows = [[0.0f32; COLS]; R];

@@ -62,7 +62,7 @@ unsafe fn by_rows<const V: usize, const K_INNER: bool>(panels: Panels, out: Out)
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn tile<const R: usize, const V: usize, const K_INNER: bool>(panels: Panels, out: Out) {
     let (chunk_step, row_step, k_step) =
-        if K_INNER { (R * CHUNK, CHUNK, 1) } else { (CHUNK * panels.a_step, 1, panels.a_step) };
+        if K_INNER { (R * CHUNK, CHUNK, 1) } else { (CHUNK * A_WIDTH, 1, A_WIDTH) };
     let mut sums = [[_mm512_setzero_ps(); V]; R];
     let (mut a, mut b) = (panels.a.cast::<f32>(), panels.b.cast::<f32>());
     let mut left = panels.k;
@@ -71,8 +71,7 @@ unsafe fn tile<const R: usize, const V: usize, const K_INNER: bool>(panels: Pane
         for k in 0..len {
             // SAFETY: the panels hold `panels.k` units along K in the order that the steps describe.
             unsafe {
-                let b: [__m512; V] =
-                    std::array::from_fn(|v| _mm512_loadu_ps(b.add(k * panels.b_step + v * LANES)));
+                let b: [__m512; V] = std::array::from_fn(|v| _mm512_loadu_ps(b.add(k * COLS + v * LANES)));
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let a = _mm512_set1_ps(*a.add(row * row_step + k * k_step));
                     for (sum, b) in sums.iter_mut().zip(b) {
@@ -82,7 +81,7 @@ unsafe fn tile<const R: usize, const V: usize, const K_INNER: bool>(panels: Pane
             }
         }
         a = a.wrapping_add(chunk_step);
-        b = b.wrapping_add(CHUNK * panels.b_step);
+        b = b.wrapping_add(CHUNK * COLS);
         left -= len;
     }
     // SAFETY: the caller's promise.

@@ -56,7 +56,7 @@ unsafe fn by_rows<const V: usize, const K_INNER: bool>(panels: Panels, out: Out)
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn tile<const R: usize, const V: usize, const K_INNER: bool>(panels: Panels, out: Out) {
     let (chunk_step, row_step, k_step) =
-        if K_INNER { (R * CHUNK, CHUNK, 1) } else { (CHUNK * panels.a_step, 1, panels.a_step) };
+        if K_INNER { (R * CHUNK, CHUNK, 1) } else { (CHUNK * A_WIDTH, 1, A_WIDTH) };
     let mut sums = [[_mm512_setzero_ps(); V]; R];
     let (mut a, mut b) = (panels.a, panels.b);
     let mut left = panels.k;
@@ -67,7 +67,7 @@ unsafe fn tile<const R: usize, const V: usize, const K_INNER: bool>(panels: Pane
             // pair of bf16, and every bit pattern of a vector is valid as bf16.
             unsafe {
                 let b: [__m512bh; V] = std::array::from_fn(|v| {
-                    std::mem::transmute(_mm512_loadu_si512(b.add(k * panels.b_step + v * LANES).cast()))
+                    std::mem::transmute(_mm512_loadu_si512(b.add(k * COLS + v * LANES).cast()))
                 });
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let pair = _mm512_set1_epi32((*a.add(row * row_step + k * k_step)).cast_signed());
@@ -79,7 +79,7 @@ unsafe fn tile<const R: usize, const V: usize, const K_INNER: bool>(panels: Pane
             }
         }
         a = a.wrapping_add(chunk_step);
-        b = b.wrapping_add(CHUNK * panels.b_step);
+        b = b.wrapping_add(CHUNK * COLS);
         left -= len;
     }
     // SAFETY: the caller's promise.

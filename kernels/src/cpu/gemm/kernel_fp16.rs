@@ -13,6 +13,7 @@ use crate::cpu::gemm::kernel_avx512::{A_WIDTH, ROWS, round_to_bf16, widen};
 use crate::cpu::gemm::pack::CHUNK;
 
 const COLS: usize = 64;
+const B_WIDTH: usize = COLS / 2;
 /// Columns in one vector of fp16.
 const LANES: usize = 32;
 /// Columns in one vector of f32.
@@ -21,7 +22,7 @@ const WIDE_LANES: usize = 16;
 const FP16_CHUNKS: usize = 4;
 
 pub(super) const KERNEL: Kernel =
-    Kernel { rows: ROWS, cols: COLS, a_width: A_WIDTH, b_width: COLS / 2, format: Format::Fp16, run };
+    Kernel { rows: ROWS, cols: COLS, a_width: A_WIDTH, b_width: B_WIDTH, format: Format::Fp16, run };
 
 /// # Safety
 /// The processor must have AVX-512 F, BW, DQ, VL and FP16; the panels must hold what [`Panels`] says, and `out` must
@@ -68,7 +69,7 @@ unsafe fn by_rows<const V: usize, const K_INNER: bool>(panels: Panels, out: Out)
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512fp16")]
 unsafe fn tile<const R: usize, const V: usize, const K_INNER: bool>(panels: Panels, out: Out) {
     let (chunk_step, row_step, k_step) =
-        if K_INNER { (R * CHUNK, CHUNK, 1) } else { (CHUNK * panels.a_step, 1, panels.a_step) };
+        if K_INNER { (R * CHUNK, CHUNK, 1) } else { (CHUNK * A_WIDTH, 1, A_WIDTH) };
     // SAFETY: both panels start with a line that holds their scale.
     let scale = unsafe { f32::from_bits(*panels.a) * f32::from_bits(*panels.b) };
     let (mut a, mut b) = (panels.a.wrapping_add(CHUNK), panels.b.wrapping_add(CHUNK));
@@ -84,7 +85,7 @@ unsafe fn tile<const R: usize, const V: usize, const K_INNER: bool>(panels: Pane
                 // is one fp16 twice, a line of B is V vectors of fp16, and every bit pattern is valid as fp16.
                 unsafe {
                     let b: [__m512h; V] = std::array::from_fn(|v| {
-                        let at = b.add(k * panels.b_step + v * WIDE_LANES);
+                        let at = b.add(k * B_WIDTH + v * WIDE_LANES);
                         _mm512_castsi512_ph(_mm512_loadu_si512(at.cast()))
                     });
                     for (row, sums) in sums.iter_mut().enumerate() {
@@ -96,7 +97,7 @@ unsafe fn tile<const R: usize, const V: usize, const K_INNER: bool>(panels: Pane
                 }
             }
             a = a.wrapping_add(chunk_step);
-            b = b.wrapping_add(CHUNK * panels.b_step);
+            b = b.wrapping_add(CHUNK * B_WIDTH);
             left -= len;
         }
         // Through memory, so that what follows exists once and not for each tile size.

@@ -29,14 +29,14 @@ unsafe fn run(panels: Panels, out: Out) {
 /// As [`run`].
 unsafe fn tile<const R: usize>(panels: Panels, out: Out) {
     let (chunk_step, row_step, k_step) =
-        if panels.k_inner { (R * CHUNK, CHUNK, 1) } else { (CHUNK * panels.a_step, 1, panels.a_step) };
+        if panels.k_inner { (R * CHUNK, CHUNK, 1) } else { (CHUNK * A_WIDTH, 1, A_WIDTH) };
     let mut sums = [[0.0f32; COLS]; R];
     for k in 0..panels.k {
         // SAFETY: the panels hold `panels.k` units along K in the order that the steps describe.
         let (a, b) = unsafe {
             let a = panels.a.cast::<f32>().add(k / CHUNK * chunk_step + k % CHUNK * k_step);
             let a: [f32; R] = std::array::from_fn(|row| *a.add(row * row_step));
-            (a, *panels.b.add(k * panels.b_step).cast::<[f32; COLS]>())
+            (a, *panels.b.add(k * COLS).cast::<[f32; COLS]>())
         };
         for (sums, a) in sums.iter_mut().zip(a) {
             for (sum, b) in sums.iter_mut().zip(b) {

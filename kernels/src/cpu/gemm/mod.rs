@@ -2,8 +2,7 @@
 //!
 //! A product is cut into tasks, each a block of C with its whole sum over K (`plan`). For one block of K after the
 //! other, a task packs its part of B, to be read from L2, then one panel of A after the other, to be read from L1, and
-//! lets the register kernel run over the panels of B (`task`). A B that many tasks read is packed once for all; f32
-//! that lies in the kernel's order is read in place. Where the cuts lie depends on the shapes alone, and each element
+//! lets the register kernel run over the panels of B (`task`). A B that many tasks read is packed once for all. Where the cuts lie depends on the shapes alone, and each element
 //! of C is summed by one task in the order of K, so the bits are the same for any number of threads.
 
 mod kernel;

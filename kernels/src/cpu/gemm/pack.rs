@@ -114,16 +114,6 @@ impl<'a> Lines<'a> {
         }
     }
 
-    /// The units from a line at a k on, when they need no packing: f32 not running along K, multiplied as f32.
-    pub(super) fn in_place(&self, line: usize, k: usize) -> Option<(*const u32, usize)> {
-        match self.values {
-            Values::F32(x) if !self.k_inner => {
-                Some((x[k * self.stride + line..].as_ptr().cast(), self.stride))
-            }
-            _ => None,
-        }
-    }
-
     /// Asks for one of `parts` shares of a block to be brought into L2, ahead of its packing.
     pub(super) fn prefetch(&self, lines: &Range<usize>, ks: &Range<usize>, part: usize, parts: usize) {
         #[cfg(target_arch = "x86_64")]
@@ -211,16 +201,17 @@ fn k_inner<T: Copy + Default, const PER: usize>(
     for (index, line) in lines.enumerate() {
         let from = &x[line * stride..][ks.clone()];
         let mut at = index * CHUNK;
-        let mut chunks = from.chunks_exact(CHUNK * PER);
-        for from in &mut chunks {
-            let (groups, _) = from.as_chunks::<PER>();
-            for (out, group) in units[at..][..CHUNK].iter_mut().zip(groups) {
-                *out = unit(*group);
+        let (groups, rest) = from.as_chunks::<PER>();
+        let (chunks, groups) = groups.as_chunks::<CHUNK>();
+        for chunk in chunks {
+            if let Some(out) = units[at..].first_chunk_mut::<CHUNK>() {
+                *out = std::array::from_fn(|i| unit(chunk[i]));
             }
             at += step;
         }
-        for (out, group) in units.iter_mut().skip(at).zip(chunks.remainder().chunks(PER)) {
-            *out = unit(padded(group));
+        let rest = (!rest.is_empty()).then(|| padded(rest));
+        for (out, group) in units.iter_mut().skip(at).zip(groups.iter().copied().chain(rest)) {
+            *out = unit(group);
         }
     }
 }
@@ -235,18 +226,23 @@ fn line_inner<T: Copy + Default, const PER: usize, const WIDTH: usize>(
     units: &mut [u32],
     unit: impl Fn([T; PER]) -> u32,
 ) {
-    let (rows, _) = units.as_chunks_mut::<WIDTH>();
-    for (k, out) in ks.clone().step_by(PER).zip(rows) {
-        let mut from = [[T::default(); WIDTH]; PER];
-        for (k, from) in (k..ks.end).zip(&mut from) {
-            let x = &x[k * stride + lines.start..];
-            // Neighbours behind the panel are copied along where there are any: the kernel never stores their sums.
-            match x.first_chunk() {
-                Some(row) => *from = *row,
-                None => from[..lines.len()].copy_from_slice(&x[..lines.len()]),
+    // Neighbours behind the panel are copied along where there are any: the kernel never stores their sums.
+    let row = |k: usize| x.get(k * stride + lines.start..).and_then(|x| x.first_chunk::<WIDTH>());
+    let (outs, _) = units.as_chunks_mut::<WIDTH>();
+    for (k, out) in ks.clone().step_by(PER).zip(outs) {
+        let last = k + PER - 1;
+        if let (true, Some(first), Some(_)) = (last < ks.end, row(k), row(last)) {
+            let rows: [&[T; WIDTH]; PER] = std::array::from_fn(|p| row(k + p).unwrap_or(first));
+            for (j, out) in out.iter_mut().enumerate() {
+                *out = unit(std::array::from_fn(|p| rows[p][j]));
+            }
+        } else {
+            for (j, out) in lines.clone().zip(out) {
+                *out = unit(std::array::from_fn(|p| {
+                    if k + p < ks.end { x[(k + p) * stride + j] } else { T::default() }
+                }));
             }
         }
-        *out = std::array::from_fn(|j| unit(std::array::from_fn(|p| from[p][j])));
     }
 }
 

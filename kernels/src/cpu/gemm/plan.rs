@@ -15,7 +15,7 @@ const K_BLOCK: usize = 256;
 /// The same when A runs across K: each k is a cache line of its own then, and more of them push each other out of L1.
 const K_BLOCK_ACROSS: usize = 128;
 /// Most columns of C in one task: with K_BLOCK, a block of B takes at most half a mebibyte of L2.
-const MAX_COLS: usize = 512;
+const MAX_COLS: usize = 256;
 /// Most rows of C in one task: what packing a block of B is spread over.
 const MAX_ROWS: usize = 512;
 /// Most rows of C in one task that need not pack B.
@@ -25,11 +25,9 @@ const SHARED_B: usize = 1 << 20;
 /// Columns of B in one job of packing.
 const PACK_COLS: usize = 128;
 /// Panels of A packed at once where K is not the inner dimension.
-pub(super) const A_GROUP: usize = 10;
-/// Most panels of B for which A is read where it lies, once for each, and not packed.
-pub(super) const IN_PLACE_PANELS: usize = 8;
+pub(super) const A_GROUP: usize = 19;
 /// Multiply-adds in one task, unless its block would become too narrow for its packing.
-const TASK_MULTIPLY_ADDS: usize = 1 << 26;
+const TASK_MULTIPLY_ADDS: usize = 1 << 27;
 /// Least rows and columns of C in one task, where C has as many.
 const MIN_SIDE: usize = 128;
 
@@ -91,15 +89,14 @@ impl<'a> Plan<'a> {
                 },
                 shared: None,
             };
-            let in_place = source.b_in_place(kernel.cols, 0, 0).is_some();
-            if !in_place && m >= 2 * MAX_ROWS && n * k <= SHARED_B {
+            if m >= 2 * MAX_ROWS && n * k <= SHARED_B {
                 source.shared = Some(plan.shared_len);
                 plan.shared_len += source
                     .k_blocks()
                     .map(|ks| n.div_ceil(kernel.cols) * kernel.b_panel(ks.len()))
                     .sum::<usize>();
             }
-            let (row_block, col_block) = block_size(m, n, k, in_place || source.shared.is_some());
+            let (row_block, col_block) = block_size(m, n, k, source.shared.is_some());
             for rows in cut(0..m, row_block, 1) {
                 for cols in cut(0..n, col_block, kernel.cols) {
                     plan.tasks.push(Task { source: plan.sources.len(), rows: rows.clone(), cols });
@@ -137,11 +134,6 @@ impl Source<'_> {
     /// The blocks of K, one after the other.
     pub(super) fn k_blocks(&self) -> impl Iterator<Item = Range<usize>> + Clone + use<> {
         cut(0..self.k, if self.a.k_inner { K_BLOCK } else { K_BLOCK_ACROSS }, CHUNK)
-    }
-
-    /// B where it lies, if it can be read so in whole panels of `width`.
-    pub(super) fn b_in_place(&self, width: usize, col: usize, k: usize) -> Option<(*const u32, usize)> {
-        if self.n.is_multiple_of(width) { self.b.in_place(col, k) } else { None }
     }
 }
 

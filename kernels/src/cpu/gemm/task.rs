@@ -4,33 +4,19 @@ use std::ops::Range;
 
 use crate::cpu::gemm::kernel::{Out, OutPtr, Panels, write_sums};
 use crate::cpu::gemm::pack::CHUNK;
-use crate::cpu::gemm::plan::{A_GROUP, IN_PLACE_PANELS, Plan, Task, cut};
+use crate::cpu::gemm::plan::{A_GROUP, Plan, Task, cut};
 use crate::cpu::gemm::scratch::{Scratch, Units};
 use crate::cpu::simd::vectorised;
 
-/// Panels of an operand over a block of K, packed or where they lie.
-struct Operand {
-    start: *const u32,
-    /// Units from one packed panel to the next.
-    panel_step: usize,
-    /// Units from one line to the next, where they lie.
-    line_step: usize,
-    /// Units from one k to the next.
-    k_step: usize,
+/// Packed panels of an operand over a block of K.
+struct Packed<'a> {
+    units: &'a [u32],
+    panel_len: usize,
 }
 
-impl Operand {
-    fn packed(units: &[u32], panel_step: usize, k_step: usize) -> Self {
-        Operand { start: units.as_ptr(), panel_step, line_step: 0, k_step }
-    }
-
-    fn in_place((start, k_step): (*const u32, usize)) -> Self {
-        Operand { start, panel_step: 0, line_step: 1, k_step }
-    }
-
-    /// The panel with this index, whose first line is `line` lines behind the first of all.
-    fn panel(&self, index: usize, line: usize) -> *const u32 {
-        self.start.wrapping_add(index * self.panel_step + line * self.line_step)
+impl Packed<'_> {
+    fn panel(&self, index: usize) -> *const u32 {
+        self.units[index * self.panel_len..].as_ptr()
     }
 }
 
@@ -67,29 +53,26 @@ impl Plan<'_> {
         let (kernel, source) = (self.kernel, &self.sources[task.source]);
         let mut accumulate = out.accumulate;
         for (block, ks) in source.k_blocks().enumerate() {
-            let b = self.b_operand(task, block, &ks, shared, b_units);
+            let b = self.b_panels(task, (block, &ks), shared, b_units);
             // K-inner rows are packed just before their use, to be read from L1; others by a few panels, for the sake
             // of reading memory along its rows.
             let group = if source.a.k_inner { kernel.rows } else { kernel.rows * A_GROUP };
             for rows in cut(task.rows.clone(), group, 1) {
-                let a = self.a_operand(task, &rows, &ks, a_units);
+                let a = self.a_panels(task, &rows, &ks, a_units);
                 for (a_index, a_rows) in cut(rows.clone(), kernel.rows, 1).enumerate() {
                     for (b_index, b_cols) in cut(task.cols.clone(), kernel.cols, kernel.cols).enumerate() {
                         self.prefetch(task, &a_rows, b_index, &ks);
                         let panels = Panels {
-                            a: a.panel(a_index, a_rows.start - rows.start),
-                            a_step: a.k_step,
+                            a: a.panel(a_index),
                             k_inner: source.a.k_inner,
-                            b: b.panel(b_index, b_cols.start - task.cols.start),
-                            b_step: b.k_step,
+                            b: b.panel(b_index),
                             k: kernel.units(ks.len()),
                             rows: a_rows.len(),
                         };
                         let row = a_rows.start - task.rows.start;
                         let offset = row * out.stride + b_cols.start - task.cols.start;
-                        // SAFETY: the kernel was chosen for this processor; the panels were packed for it or lie in
-                        // an operand in its order; the tile lies inside the block that `out` stands for, which only
-                        // this task writes.
+                        // SAFETY: the kernel was chosen for this processor; the panels were packed for it; the tile
+                        // lies inside the block that `out` stands for, which only this task writes.
                         unsafe {
                             let to = out.to.add(offset);
                             (kernel.run)(panels, Out { to, cols: b_cols.len(), accumulate, ..out });
@@ -101,56 +84,48 @@ impl Plan<'_> {
         }
     }
 
-    /// The task's part of B over a block of K: where it lies, shared by all tasks, or packed into `units`.
-    fn b_operand(
+    /// The task's part of B over a block of K, which has this index: shared by all tasks, or packed into `units`.
+    fn b_panels<'s>(
         &self,
         task: &Task,
-        block: usize,
-        ks: &Range<usize>,
-        shared: &[u32],
-        units: &mut Units,
-    ) -> Operand {
+        (block, ks): (usize, &Range<usize>),
+        shared: &'s [u32],
+        units: &'s mut Units,
+    ) -> Packed<'s> {
         let (kernel, source, width) = (self.kernel, &self.sources[task.source], self.kernel.cols);
-        if let Some(b) = source.b_in_place(width, task.cols.start, ks.start) {
-            return Operand::in_place(b);
-        }
-        let panel = kernel.b_panel(ks.len());
-        let len = task.cols.len().div_ceil(width) * panel;
-        let b = match source.shared {
-            Some(start) => {
-                // The blocks before, a header for each, then the panels before in this block.
-                let before = block * kernel.header() + kernel.b_width * kernel.units(ks.start);
-                &shared[start + source.n.div_ceil(width) * before + task.cols.start / width * panel..][..len]
-            }
-            None => {
-                let units = units.take(len);
-                self.pack_b(source, &task.cols, ks, units);
-                units
-            }
+        let panel_len = kernel.b_panel(ks.len());
+        let len = task.cols.len().div_ceil(width) * panel_len;
+        let Some(start) = source.shared else {
+            let units = units.take(len);
+            self.pack_b(source, &task.cols, ks, units);
+            return Packed { units, panel_len };
         };
-        Operand::packed(b, panel, kernel.b_width)
+        // The blocks before, a header for each, then the panels before in this block.
+        let before = block * kernel.header() + kernel.b_width * kernel.units(ks.start);
+        let start = start + source.n.div_ceil(width) * before + task.cols.start / width * panel_len;
+        Packed { units: &shared[start..][..len], panel_len }
     }
 
-    /// Some rows of A over a block of K: where they lie, or packed into `units`.
-    fn a_operand(&self, task: &Task, rows: &Range<usize>, ks: &Range<usize>, units: &mut Units) -> Operand {
+    /// Some rows of A over a block of K, packed into `units`.
+    fn a_panels<'s>(
+        &self,
+        task: &Task,
+        rows: &Range<usize>,
+        ks: &Range<usize>,
+        units: &'s mut Units,
+    ) -> Packed<'s> {
         let (kernel, a) = (self.kernel, &self.sources[task.source].a);
         let k = kernel.units(ks.len());
-        let num_panels = rows.len().div_ceil(kernel.rows);
         if a.k_inner {
+            // All rows are one panel.
             let units = units.take(kernel.header() + k.next_multiple_of(CHUNK) * rows.len());
             a.pack_k_inner(rows, ks, units);
-            return Operand::packed(units, 0, 0);
+            return Packed { units, panel_len: 0 };
         }
-        // Packing pays when many panels of B follow.
-        match a.in_place(rows.start, ks.start) {
-            Some(a) if task.cols.len() <= IN_PLACE_PANELS * kernel.cols => Operand::in_place(a),
-            _ => {
-                let panel = kernel.header() + k * kernel.a_width;
-                let units = units.take(num_panels * panel);
-                a.pack_a(cut(rows.clone(), kernel.rows, 1), kernel.a_width, ks, units);
-                Operand::packed(units, panel, kernel.a_width)
-            }
-        }
+        let panel_len = kernel.header() + k * kernel.a_width;
+        let units = units.take(rows.len().div_ceil(kernel.rows) * panel_len);
+        a.pack_a(cut(rows.clone(), kernel.rows, 1), kernel.a_width, ks, units);
+        Packed { units, panel_len }
     }
 
     /// Brings a share of what comes next into L2: the next rows of a K-inner A, else the next block of K.
