@@ -139,12 +139,22 @@ fn samples_are_asked_from_the_last_one_and_none_counts_twice() {
     let mut bench = Bench::with(&[OURS, OTHER]);
     // The script's ring keeps all samples, as a driver may: older ones, and the same again.
     assert_eq!(bench.draw(&[(OURS, 100)]), (100.0, APPORTIONED));
-    assert_eq!(bench.draw(&[(OTHER, 40), (OURS, 60), (OTHER, 40), (OURS, 60)]), (160.0, APPORTIONED));
+    assert_eq!(bench.draw(&[(OTHER, 40), (OURS, 60), (OTHER, 40)]), (160.0, APPORTIONED));
     bench.driver.change(|script| assert_eq!(script.asked_from, [0, 0, 1_000_000]));
     // Garbage that drivers are known to tell.
     bench.driver.change(|script| script.uses.push(Use { pid: 9, at_us: u64::MAX, percent: 12_345 }));
     assert_eq!(bench.draw(&[(OURS, 50), (OTHER, 50)]), (210.0, APPORTIONED));
     bench.driver.change(|script| assert_eq!(script.asked_from.last(), Some(&2_000_000)));
+    bench.on_board(&[OURS]);
+    bench.draw(&[(OURS, 100)]);
+    assert_eq!(bench.draw(&[(OURS, 100)]), (410.0, None));
+    bench.on_board(&[OURS, OTHER]);
+    bench.draw(&[]);
+    assert_eq!(
+        bench.draw(&[(OTHER, 100)]),
+        (410.0, APPORTIONED),
+        "nor does garbage hide what comes after it"
+    );
 }
 
 #[test]
