@@ -44,27 +44,26 @@ pub fn complete(
     provider: &ProviderConfig,
     unwritten_at: Option<Timestamp>,
 ) -> Result<Completion> {
-    let (path, checked) = store::open_for_reading(run_or_file)?;
-    drop(checked);
+    let (path, reader) = store::open_for_reading(run_or_file)?;
     let failed = |error: rusqlite::Error| store::failure(&path, "complete", &error);
-    let mut connection = store::open_for_writing(&path)?;
-    let (segments, num_in_progress) = segments(&connection, unwritten_at).map_err(failed)?;
-    let lacking = |connection: &Connection, of: Lacks| -> rusqlite::Result<Vec<Span>> {
-        let lacking = segments.iter().map(|segment| segment.lacking(connection, of));
+    let (segments, num_in_progress) = segments(&reader, unwritten_at).map_err(failed)?;
+    let lacking = |what: Lacks| -> rusqlite::Result<Vec<Span>> {
+        let lacking = segments.iter().map(|segment| segment.lacking(&reader, what));
         Ok(joined(lacking.collect::<rusqlite::Result<Vec<_>>>()?.concat()))
     };
-    let wanted = lacking(&connection, Lacks::Measured).map_err(failed)?;
+    let wanted = lacking(Lacks::Measured).map_err(failed)?;
     let mut num_entered = 0;
     if !wanted.is_empty() {
         let mut past = Past::open(provider)?;
-        for span in joined(wanted.iter().map(|span| span.widened()).collect()) {
+        let mut writer = store::open_for_writing(&path)?;
+        for span in joined(wanted.into_iter().map(Span::widened).collect()) {
             let values = past.fetch(span.period().map_err(failed)?)?;
-            num_entered += enter(&mut connection, &segments, &values).map_err(failed)?;
+            num_entered += enter(&mut writer, &segments, &values).map_err(failed)?;
         }
     }
     let periods = |spans: Vec<Span>| spans.into_iter().map(Span::period).collect::<rusqlite::Result<_>>();
-    let without = lacking(&connection, Lacks::Any).map_err(failed)?;
-    let unmeasured = lacking(&connection, Lacks::Measured).map_err(failed)?;
+    let without = lacking(Lacks::Any).map_err(failed)?;
+    let unmeasured = lacking(Lacks::Measured).map_err(failed)?;
     let estimated = unmeasured.iter().flat_map(|span| span.minus(&without)).collect();
     Ok(Completion {
         num_entered,
@@ -157,23 +156,31 @@ fn joined(mut spans: Vec<Span>) -> Vec<Span> {
     joined
 }
 
-/// The segments that nobody writes, and how many others there are.
+/// The segments that nobody writes and that have windows, and how many may still be written.
 fn segments(
     connection: &Connection,
     unwritten_at: Option<Timestamp>,
 ) -> rusqlite::Result<(Vec<Segment>, usize)> {
     let mut statement = connection.prepare(
         "SELECT id, status = 'running' AND started_ms >= ?1, min(window.ended_ms), max(window.ended_ms)
-         FROM segment JOIN window ON window.segment = segment.id GROUP BY id ORDER BY id",
+         FROM segment LEFT JOIN window ON window.segment = segment.id GROUP BY id ORDER BY id",
     )?;
     let ended_before_ms = unwritten_at.map_or(i64::MIN, Timestamp::as_millisecond);
     let rows = statement.query_map([ended_before_ms], |row| {
-        let span = Span { from_ms: row.get(2)?, until_ms: row.get::<_, i64>(3)? + 1 };
-        Ok((row.get::<_, bool>(1)?, Segment { id: row.get(0)?, span }))
+        let ends: (Option<i64>, Option<i64>) = (row.get(2)?, row.get(3)?);
+        Ok((row.get(0)?, row.get(1)?, ends.0.zip(ends.1)))
     })?;
-    let rows = rows.collect::<rusqlite::Result<Vec<_>>>()?;
-    let (written, unwritten): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(is_written, _)| *is_written);
-    Ok((unwritten.into_iter().map(|(_, segment)| segment).collect(), written.len()))
+    let (mut segments, mut num_in_progress) = (Vec::new(), 0);
+    for row in rows {
+        match row? {
+            (_, true, _) => num_in_progress += 1,
+            (_, false, None) => {}
+            (id, false, Some((first_ms, last_ms))) => {
+                segments.push(Segment { id, span: Span { from_ms: first_ms, until_ms: last_ms + 1 } });
+            }
+        }
+    }
+    Ok((segments, num_in_progress))
 }
 
 /// Enters each value where it tells more than is known, and gives how many rows that were.

@@ -62,8 +62,9 @@ pub fn merge(into: &Path, from: &[impl AsRef<Path>]) -> Result<()> {
 
 /// What is there must be a ledger, and none of the sources: looked at before anything is changed.
 fn check_target(into: &Path, sources: &[PathBuf]) -> Result<()> {
+    const ACTION: &str = "merge into";
     let refused = |reason: &str, remedy| {
-        Err(Error::Ledger { path: into.to_owned(), action: "merge into", reason: reason.into(), remedy })
+        Err(Error::Ledger { path: into.to_owned(), action: ACTION, reason: reason.into(), remedy })
     };
     let Ok(found) = into.metadata() else { return Ok(()) };
     if !found.is_file() {
@@ -75,7 +76,10 @@ fn check_target(into: &Path, sources: &[PathBuf]) -> Result<()> {
     if sources.iter().any(|source| source.canonicalize().ok() == into.canonicalize().ok()) {
         return refused("it is one of the ledgers to merge", "merge into another file");
     }
-    store::open_for_reading(into).map(drop)
+    store::open_for_reading(into).map(drop).map_err(|error| match error {
+        Error::Ledger { path, reason, remedy, .. } => Error::Ledger { path, action: ACTION, reason, remedy },
+        error => error,
+    })
 }
 
 /// A segment in one of the ledgers.
