@@ -293,7 +293,7 @@ fn completing_without_anybody_to_ask_says_what_to_give() {
     complete(&["run"]).expect_refusal(78, &["carbon.providers", "run/config.toml", "--config FILE"]);
     fs::copy(workshop.path("run/ledger.sqlite"), workshop.path("alone.sqlite")).expect("it can be copied");
     complete(&["alone.sqlite"]).expect_refusal(78, &["carbon.providers", "--config FILE"]);
-    complete(&["run", "--config", "nowhere.toml"]).expect_refusal(78, &["nowhere.toml"]);
+    complete(&["run", "--config", "nowhere.toml"]).expect_refusal(74, &["nowhere.toml"]);
     assert_eq!(workshop.run(&["report", "run", "--config", "config.toml"]).code, 2, "it needs --complete");
     assert_eq!(workshop.run(&["report", "run", "--lint", "--complete"]).code, 2);
 }

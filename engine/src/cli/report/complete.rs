@@ -19,7 +19,12 @@ pub(super) fn complete(runs: &[impl AsRef<Path>], config: Option<&Path>) -> Resu
         let directory = directory_of(run);
         let provider = match &provider {
             Some(provider) => provider.clone(),
-            None => provider_of(&directory.config())?,
+            None if directory.config().is_file() => provider_of(&directory.config())?,
+            None => {
+                let config = directory.config();
+                let message = format!("is unknown: there is no {}; give --config FILE", config.display());
+                return Err(missing(message).into());
+            }
         };
         // A process that starts after this moment begins a segment after it, which is then left alone.
         let now = Timestamp::now();
@@ -57,12 +62,8 @@ fn directory_of(run: &Path) -> RunDirectory {
     RunDirectory::at(if is_ledger { run.parent().unwrap_or(run) } else { run })
 }
 
+/// The first provider of a configuration.
 fn provider_of(config: &Path) -> Result<ProviderConfig> {
-    let missing = |message: String| Error::Setting { key: "carbon.providers".into(), message };
-    if !config.is_file() {
-        let message = format!("cannot be looked up: there is no {}; give --config FILE", config.display());
-        return Err(missing(message).into());
-    }
     let loaded = Config::load(config, &[])?;
     let first = loaded.config.carbon.providers.into_iter().next();
     Ok(first.ok_or_else(|| {
@@ -71,6 +72,10 @@ fn provider_of(config: &Path) -> Result<ProviderConfig> {
             config.display()
         ))
     })?)
+}
+
+fn missing(message: String) -> Error {
+    Error::Setting { key: "carbon.providers".into(), message }
 }
 
 /// Some times in a few words; `None` without any.
