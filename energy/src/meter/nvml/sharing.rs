@@ -39,6 +39,8 @@ pub(super) struct Sharing {
     /// The newest sample seen, where energy is waiting for later ones.
     newest_us: Option<u64>,
     divided_at: Duration,
+    /// What the board had drawn at the last look.
+    seen: MicroJoules,
     pub(super) shares: Shares,
 }
 
@@ -74,6 +76,7 @@ impl Sharing {
             ours: BTreeSet::new(),
             newest_us: None,
             divided_at: Duration::ZERO,
+            seen: MicroJoules(0),
             shares: Shares::default(),
         }
     }
@@ -91,7 +94,15 @@ impl Sharing {
             self.listed_at = Some(now);
             self.company = driver.processes(uuid).map_or(Company::Unknown, |listed| self.company(&listed));
         }
-        let waiting = MicroJoules(total.0 - self.shares.sum().0);
+        let before = (std::mem::replace(&mut self.seen, total), self.shares);
+        let event = self.settle(driver, uuid, now);
+        // A counter that stands still is no less strange because the board is shared.
+        event.filter(|event| *event != CounterEvent::Apportioned || (total, self.shares) != before)
+    }
+
+    /// Gives what was drawn and is not divided yet to whom it belongs, as far as that is known.
+    fn settle(&mut self, driver: &dyn Driver, uuid: &str, now: Duration) -> Option<CounterEvent> {
+        let waiting = MicroJoules(self.seen.0 - self.shares.sum().0);
         let event = match (self.company, self.newest_us) {
             (Company::Unknown, _) => Some(CounterEvent::Undivided),
             (Company::Alone, None) => None,

@@ -271,6 +271,24 @@ fn windows_carry_whether_the_board_was_shared_and_a_person_is_told_once_what_is_
     assert_eq!(window(&[OURS], &[]), (MeasuredCounter, 800.0));
 }
 
+#[test]
+fn a_counter_that_stands_still_is_stuck_whether_the_board_is_shared_or_not() {
+    let (_proc, family) = family();
+    let driver = ScriptedDriver::with(&[board("GPU-a")]);
+    driver.change(|script| (script.refresh_mj, script.processes) = (0, vec![OURS, OTHER]));
+    let meter = NvmlMeter::with_driver(Box::new(driver.clone()), None, false, &family).unwrap();
+    let (clock, hand) = Clock::manual();
+    let monitor =
+        EnergyMonitor::builder().clock(clock).meter(Box::new(meter)).without_sampler().start().unwrap();
+    for at_us in 1..10 {
+        driver.change(|script| script.uses = vec![Use { pid: OURS, at_us, percent: 100 }]);
+        hand.advance(SECOND);
+        monitor.sample();
+    }
+    let told = monitor.take_alerts();
+    assert!(told.len() == 1 && told[0].message.contains("gpu-0 has shown the same value"), "{told:?}");
+}
+
 /// Who is on the board in a second, with what use, and what fails.
 type Turn = (u32, Vec<u32>, Vec<(u32, u32)>, u8, u32);
 
@@ -309,7 +327,7 @@ proptest! {
             prop_assert_eq!(shares.ours, ours);
             let waiting = drawn_mj * 1000 - (shares.ours.0 + shares.others.0 + shares.residual.0);
             let is_waiting = reading.notes.iter().any(|note| note.event == CounterEvent::Apportioned);
-            prop_assert!(waiting == 0 || is_waiting, "{waiting} uJ are nowhere");
+            prop_assert!(waiting == 0 || is_waiting || millijoules == 0, "{waiting} uJ are nowhere");
         }
         // Whatever waits is divided in the end, and nothing is lost or made.
         bench.driver.change(|script| {
