@@ -69,8 +69,8 @@ pub use config::{
 };
 pub use error::{Error, Result};
 pub use ledger::{
-    FILE_NAME as LEDGER_FILE_NAME, Ledger, MarkKind, Role, RunInfo, RunStatus, Spent, WindowTags, host_name,
-    merge,
+    Completion, FILE_NAME as LEDGER_FILE_NAME, Ledger, MarkKind, Role, RunInfo, RunStatus, Spent, WindowTags,
+    complete, host_name, merge,
 };
 pub use meter::detect::{Detected, Finding, detect, probe};
 pub use meter::{Meter, MeterError, MeterErrorKind, Provenance};

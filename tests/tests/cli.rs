@@ -5,7 +5,7 @@ use std::io::Read;
 use std::process::Stdio;
 
 use serde_json::Value;
-use wattle_tests::program::Workshop;
+use wattle_tests::program::{Ran, Workshop};
 
 const COMMANDS: [&[&str]; 14] = [
     &["train"],
@@ -176,7 +176,7 @@ fn bench_prints_one_json_line_with_the_promised_keys() {
 fn doctor_names_each_meter_with_a_remedy_for_what_is_missing() {
     let workshop = Workshop::new();
     let found = workshop.run(&["doctor", "--json"]).json();
-    assert_eq!(keys(&found), ["devices", "meters", "version"]);
+    assert_eq!(keys(&found), ["carbon", "devices", "meters", "version"]);
     assert_eq!(found["devices"][0]["kind"], "cpu");
     let meters = found["meters"].as_array().expect("a list");
     let names: Vec<&str> = meters.iter().filter_map(|meter| meter["meter"].as_str()).collect();
@@ -187,6 +187,39 @@ fn doctor_names_each_meter_with_a_remedy_for_what_is_missing() {
         assert!(meter["available"] == true || meter["remedy"].is_string(), "{meter}");
         assert!(text.stdout.contains(meter["meter"].as_str().expect("a name")), "{}", text.stdout);
     }
+}
+
+#[test]
+fn doctor_tells_of_each_carbon_provider_whether_it_can_be_asked() {
+    let workshop = Workshop::new();
+    let plain = workshop.run(&["doctor", "--json"]).json();
+    assert_eq!(plain["carbon"]["zone"], "World");
+    assert_eq!(plain["carbon"]["providers"].as_array().map(Vec::len), Some(0));
+    let text = workshop.run(&["doctor"]).stdout;
+    assert!(text.contains("World: 458 g/kWh in 2025; no provider is configured"), "{text}");
+
+    let config = std::fs::read_to_string(workshop.path("config.toml")).expect("the workshop has one");
+    let providers = "[carbon]\nlocation = \"FRA\"\n[[carbon.providers]]\nkind = \"uk_carbon_intensity\"\n\
+                     [[carbon.providers]]\nkind = \"electricity_maps\"\nzone = \"DE\"\n";
+    workshop.write("priced.toml", format!("{config}\n{providers}"));
+    let doctor = |json: &[&str]| {
+        let mut command = workshop.command(&[&["doctor", "--config", "priced.toml"], json].concat());
+        Ran::from(command.env_remove("ELECTRICITY_MAPS_TOKEN").output().expect("the binary starts"))
+    };
+    let found = doctor(&["--json"]).json();
+    assert_eq!(found["carbon"]["zone"], "FRA");
+    let of = |index: usize| found["carbon"]["providers"][index].clone();
+    assert_eq!((&of(0)["provider"], &of(0)["available"]), (&"uk_carbon_intensity".into(), &true.into()));
+    assert_eq!((&of(1)["provider"], &of(1)["available"]), (&"electricity_maps".into(), &false.into()));
+    let text = doctor(&[]).stdout;
+    for words in [
+        "FRA: 41 g/kWh in 2025, while no provider answers",
+        "uk_carbon_intensity can be asked: UK Carbon Intensity, zone GB",
+        "electricity_maps cannot be asked: carbon.providers[1] needs the environment variable ELECTRICITY_MAPS_TOKEN",
+    ] {
+        assert!(text.contains(words), "{words:?} is not in\n{text}");
+    }
+    workshop.run(&["doctor", "--config", "nowhere.toml"]).expect_refusal(74, &["nowhere.toml"]);
 }
 
 #[test]

@@ -6,7 +6,9 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use serde_json::Value;
-use wattle_tests::program::Workshop;
+use wattle_tests::process::{Process, checkpoint_steps};
+use wattle_tests::program::{Ran, Workshop};
+use wattle_tests::provider::CarbonProvider;
 
 /// SQLite's header keeps the schema's version here, as four bytes, the highest first.
 const USER_VERSION_OFFSET: u64 = 60;
@@ -179,4 +181,156 @@ fn two_runs_of_one_id_are_told_apart_and_a_run_given_twice_counts_once() {
     }
     let apart: Value = serde_json::from_str(&ran.stdout).expect("it is JSON");
     assert_eq!(apart["runs"].as_array().map(Vec::len), Some(2));
+}
+
+/// A single figure for a whole century.
+fn century(grams_per_kwh: &str) -> String {
+    format!("from,until,grams_per_kwh\n2000-01-01T00:00Z,2100-01-01T00:00Z,{grams_per_kwh}\n")
+}
+
+/// Writes the workshop's configuration with a provider, under another name.
+fn with_provider(workshop: &Workshop, file: &str, provider: &str) {
+    let config = fs::read_to_string(workshop.path("config.toml")).expect("the workshop has a configuration");
+    workshop.write(file, format!("{config}\n[[carbon.providers]]\n{provider}\n"));
+}
+
+/// Grams and joules of the building in a JSON report.
+fn grams_and_building_joules(report: &Value, pue: f64) -> (f64, f64) {
+    let number = |key: &str| report["total"][key].as_f64().expect("it is known");
+    (number("emissions_grams_co2e"), number("energy_joules") * pue)
+}
+
+fn expect_priced(report: &Value, pue: f64, grams_per_kwh: f64) {
+    let (grams, joules) = grams_and_building_joules(report, pue);
+    let expect = joules / 3.6e6 * grams_per_kwh;
+    assert!((grams - expect).abs() < 1e-9 * expect, "{grams} g, expected {expect} g");
+}
+
+#[test]
+fn a_run_is_completed_from_its_own_provider_once_and_priced_anew() {
+    let workshop = Workshop::new();
+    with_provider(&workshop, "config.toml", "kind = \"file\"\npath = \"grid.csv\"");
+    workshop.write("grid.csv", century(""));
+    workshop.train("run", &["--max-steps", "2", "--set", "carbon.location=\"FRA\""]);
+    let report = |arguments: &[&str]| {
+        let ran = workshop.run(&[&["report", "run", "--format", "json"], arguments].concat());
+        (ran.json(), ran.stderr)
+    };
+    expect_priced(&report(&[]).0, 1.0, 41.0);
+    let (lacking, told) = report(&["--complete"]);
+    expect_priced(&lacking, 1.0, 41.0);
+    assert!(told.starts_with("note: run: the provider has no carbon intensity from 20"), "{told}");
+
+    workshop.write("grid.csv", century("100"));
+    let (completed, told) = report(&["--complete"]);
+    assert_eq!(told, "run: carbon intensities learned from file: 1\n");
+    expect_priced(&completed, 1.0, 100.0);
+    // Nothing is lacking: neither is anything learned, nor the file missed.
+    fs::remove_file(workshop.path("grid.csv")).expect("it is there");
+    assert_eq!(report(&["--complete"]), (completed, String::new()));
+    let place = report(&["--location", "FRA"]).0;
+    expect_priced(&place, 1.0, 41.0);
+}
+
+#[test]
+fn a_provider_that_fails_is_one_error_and_later_completes_over_http() {
+    let workshop = with_run();
+    let provider = CarbonProvider::new();
+    let kind = format!("kind = \"uk_carbon_intensity\"\nurl = \"{}\"", provider.url);
+    with_provider(&workshop, "uk.toml", &kind);
+    let complete =
+        || workshop.run(&["report", "run", "--complete", "--config", "uk.toml", "--format", "json"]);
+    let ledger = fs::read(workshop.path("run/ledger.sqlite")).expect("the run has a ledger");
+    let words = ["cannot complete run", "UK Carbon Intensity, zone GB", "503"];
+    complete().expect_refusal(74, &words);
+    assert_eq!(fs::read(workshop.path("run/ledger.sqlite")).expect("it is still there"), ledger);
+
+    provider.tell(200);
+    let completed = complete();
+    assert_eq!(completed.stderr, "run: carbon intensities learned from uk_carbon_intensity: 1\n");
+    expect_priced(&completed.json(), 1.25, 200.0);
+    let asked = provider.asked();
+    assert!(asked.len() == 2 && asked[1].contains(":00Z/"), "whole hours: {asked:?}");
+    let again = complete();
+    assert_eq!((again.json(), again.stderr.as_str()), (completed.json(), ""));
+    assert_eq!(provider.asked().len(), 2, "nothing was lacking");
+}
+
+#[test]
+fn a_run_in_progress_is_not_completed_before_it_has_ended() {
+    let workshop = Workshop::new();
+    with_provider(&workshop, "grid.toml", "kind = \"file\"\npath = \"grid.csv\"");
+    let mut training = Process::train(&workshop, "run", &["--set", "run.max_tokens=\"100M\""]);
+    // What came before a checkpoint is in the ledger.
+    training.wait_until("a checkpoint", || !checkpoint_steps(&workshop.path("run")).is_empty());
+    workshop.write("grid.csv", century("100"));
+    let complete =
+        |run: &str| workshop.run(&["report", run, "--complete", "--config", "grid.toml", "--format", "json"]);
+    let busy = complete("run");
+    assert_eq!(busy.code, 0, "{}", busy.stderr);
+    assert_eq!(
+        busy.stderr,
+        "note: run: 1 segment without an end may still be written: complete it when the run has ended\n"
+    );
+    training.kill();
+    // The ledger says that the run goes on; its lock says that it does not. A copy has no lock to ask.
+    assert_eq!(workshop.run(&["report", "run", "--merge", "copy.sqlite"]).code, 0);
+    assert!(complete("copy.sqlite").stderr.contains("may still be written"));
+    let killed = complete("run");
+    assert_eq!(killed.stderr, "run: carbon intensities learned from file: 1\n");
+    expect_priced(&killed.json(), 1.0, 100.0);
+    // The rows that were learned are not in the way of the process that goes on.
+    workshop.train("run", &["--set", "run.max_tokens=\"100M\"", "--max-steps", "2"]);
+    let resumed = complete("run");
+    assert_eq!(resumed.stderr, "run: carbon intensities learned from file: 1\n");
+    expect_priced(&resumed.json(), 1.0, 100.0);
+}
+
+#[test]
+fn completing_without_anybody_to_ask_says_what_to_give() {
+    let workshop = with_run();
+    let complete = |arguments: &[&str]| workshop.run(&[&["report", "--complete"], arguments].concat());
+    complete(&["run"]).expect_refusal(78, &["carbon.providers", "run/config.toml", "--config FILE"]);
+    fs::copy(workshop.path("run/ledger.sqlite"), workshop.path("alone.sqlite")).expect("it can be copied");
+    complete(&["alone.sqlite"]).expect_refusal(78, &["carbon.providers", "--config FILE"]);
+    complete(&["run", "--config", "nowhere.toml"]).expect_refusal(74, &["nowhere.toml"]);
+    assert_eq!(workshop.run(&["report", "run", "--config", "config.toml"]).code, 2, "it needs --complete");
+    assert_eq!(workshop.run(&["report", "run", "--lint", "--complete"]).code, 2);
+}
+
+#[test]
+fn a_merged_ledger_is_the_sum_of_its_runs_to_the_microjoule_however_often_it_is_merged() {
+    let workshop = with_run();
+    workshop.train("other", &["--max-steps", "3"]);
+    let microjoules = |report: &Ran| {
+        let joules = report.json()["total"]["energy_joules"].as_f64().expect("it is known");
+        (joules * 1e6).round() as u64
+    };
+    let of = |runs: &[&str]| workshop.run(&[&["report", "--format", "json"], runs].concat());
+    let sum = microjoules(&of(&["run"])) + microjoules(&of(&["other"]));
+    let merge = || workshop.run(&["report", "run", "other", "--merge", "all.sqlite", "--format", "json"]);
+    let merged = merge();
+    assert_eq!((merged.code, merged.stderr.as_str()), (0, "merged into all.sqlite: 2 ledgers\n"));
+    assert_eq!(microjoules(&merged), sum);
+    let all = of(&["all.sqlite"]);
+    assert_eq!(microjoules(&all), sum);
+    assert_eq!(all.json()["runs"].as_array().map(Vec::len), Some(2));
+    assert_eq!(merge().code, 0);
+    assert_eq!(of(&["all.sqlite"]).json(), all.json(), "nothing counts twice");
+    // All three name each segment, and it counts once.
+    assert_eq!(microjoules(&of(&["all.sqlite", "run", "other"])), sum);
+}
+
+#[test]
+fn a_file_that_is_no_ledger_is_not_merged_into() {
+    let workshop = with_run();
+    let merge = |into: &str| workshop.run(&["report", "run", "--merge", into]);
+    workshop.write("notes.txt", "my notes");
+    merge("notes.txt").expect_refusal(74, &["notes.txt", "cannot merge into", "no ledger"]);
+    assert_eq!(fs::read_to_string(workshop.path("notes.txt")).expect("it is there"), "my notes");
+    merge("run").expect_refusal(74, &["run", "it is no file"]);
+    merge("run/ledger.sqlite").expect_refusal(74, &["run/ledger.sqlite", "merge into another file"]);
+    merge("nowhere/all.sqlite").expect_refusal(74, &["nowhere/all.sqlite"]);
+    workshop.run(&["report", "run", "missing", "--merge", "all.sqlite"]).expect_refusal(74, &["missing"]);
+    assert!(!workshop.path("all.sqlite").exists(), "nothing is made for a run that is not there");
 }

@@ -6,6 +6,7 @@ mod feed;
 mod file;
 mod grid;
 mod http;
+mod past;
 mod provider;
 #[cfg(test)]
 mod replay_server;
@@ -14,7 +15,6 @@ mod uk;
 mod watttime;
 
 use std::borrow::Cow;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -25,7 +25,9 @@ use crate::error::{Error, Result};
 use crate::units::GramsPerKilowattHour;
 
 pub use feed::CarbonFeed;
-use provider::{Moment, Provider, TIMEOUT, environment};
+pub(crate) use past::Past;
+pub use past::fetch;
+use provider::{TIMEOUT, environment};
 pub(crate) use uk::Area as UkArea;
 
 /// Whom the built-in figures are owed to, to be shown wherever they are used.
@@ -167,31 +169,6 @@ pub fn lookup_year(location: &str, year: u16) -> Result<GridIntensity> {
     })
 }
 
-/// The intensities of the past, in order of time, to complete a ledger afterwards: measured values in place of
-/// estimates, and values for hours in which the provider did not answer. Touches the network, unless the provider is a
-/// file.
-///
-/// # Errors
-/// When the provider cannot be asked (a token is missing), cannot be reached, or answers with anything but values.
-pub fn fetch(config: &ProviderConfig, from: Timestamp, until: Timestamp) -> Result<Vec<GridIntensity>> {
-    let span = Period { from, until };
-    let now = Moment { monotonic: Duration::ZERO, wall: Timestamp::now() };
-    let mut provider = provider::open(config, "carbon.providers", &environment, TIMEOUT)?;
-    fetch_from(provider.as_mut(), span, now)
-}
-
-fn fetch_from(provider: &mut dyn Provider, span: Period, now: Moment) -> Result<Vec<GridIntensity>> {
-    if span.from >= span.until {
-        let message = format!("is {} to {}, expected a start before its end", span.from, span.until);
-        return Err(Error::Setting { key: "carbon.providers: the time asked for".into(), message });
-    }
-    let mut values = provider.history(span, now)?;
-    values.retain(|value| value.period.is_some_and(|period| period.overlaps(span)));
-    values.sort_by_key(|value| value.period.map(|period| (period.from, period.until)));
-    values.dedup_by_key(|value| value.period);
-    Ok(values)
-}
-
 /// What is known of a configured provider without asking it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ProviderFinding {
@@ -281,51 +258,6 @@ mod tests {
     fn file(path: std::path::PathBuf) -> ProviderConfig {
         let (kind, zone, url) = (crate::config::ProviderKind::File, None, None);
         ProviderConfig { kind, zone, url, path: Some(path), stale_after_minutes: 120 }
-    }
-
-    #[test]
-    fn the_past_is_fetched_in_order_and_within_what_was_asked() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("grid.csv");
-        let rows = "2026-01-01T02:00Z,2026-01-01T03:00Z,3\n2026-01-01T00:00Z,2026-01-01T01:00Z,1\n\
-                    2026-01-01T01:00Z,2026-01-01T02:00Z,2\n";
-        std::fs::write(&path, format!("from,until,grams_per_kwh\n{rows}")).unwrap();
-        let at = |minute: &str| format!("2026-01-01T{minute}:00Z").parse().unwrap();
-        let fetched = |from: &str, until: &str| {
-            fetch(&file(path.clone()), at(from), at(until))
-                .map(|values| values.iter().map(|value| value.grams_per_kwh.0).collect::<Vec<_>>())
-        };
-        assert_eq!(fetched("00:30", "02:00"), Ok(vec![1.0, 2.0]));
-        assert_eq!(fetched("00:00", "09:00"), Ok(vec![1.0, 2.0, 3.0]));
-        assert_eq!(fetched("05:00", "09:00"), Ok(vec![]));
-        let message = fetched("02:00", "02:00").unwrap_err().to_string();
-        assert!(message.contains("a start before its end"), "{message}");
-    }
-
-    #[test]
-    fn ranges_that_overlap_are_told_once_and_a_refusal_is_an_error() {
-        use replay_server::{Reply, Server};
-        let half = |from: &str, to: &str, actual: u32| {
-            format!(r#"{{"from":"2018-01-{from}Z","to":"2018-01-{to}Z","intensity":{{"actual":{actual}}}}}"#)
-        };
-        let (early, late) = (half("13T23:30", "14T00:00", 1), half("14T00:00", "14T00:30", 2));
-        let server = Server::start([
-            Reply::json(&format!(r#"{{"data":[{early},{late}]}}"#)),
-            Reply::json(&format!(r#"{{"data":[{late}]}}"#)),
-            Reply::status(
-                400,
-                r#"{"error":{"code":"400 Bad Request","message":"Please enter a valid date"}}"#,
-            ),
-        ]);
-        let url = Some(server.url.as_str());
-        let mut uk = uk::UkCarbonIntensity::new(UkArea::Country, url, TIMEOUT);
-        let at = |text: &str| text.parse::<Timestamp>().unwrap();
-        let span = Period { from: at("2018-01-01T00:00Z"), until: at("2018-01-20T00:00Z") };
-        let now = Moment { monotonic: Duration::ZERO, wall: span.until };
-        let values = fetch_from(&mut uk, span, now).unwrap();
-        assert_eq!(values.iter().map(|value| value.grams_per_kwh.0).collect::<Vec<_>>(), [1.0, 2.0]);
-        let message = fetch_from(&mut uk, span, now).unwrap_err().to_string();
-        assert!(message.starts_with("UK Carbon Intensity, zone GB: ") && message.contains("valid date"));
     }
 
     /// Every configuration and file that the documentation shows.

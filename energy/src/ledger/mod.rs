@@ -9,6 +9,7 @@
 //! windows are marked superseded, so that "spent" and "in the final model" can be told apart and nothing is
 //! counted twice. One process at a time may write a ledger; any number may read it.
 
+mod complete;
 mod info;
 mod merge;
 mod segment;
@@ -24,6 +25,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::Connection;
 
+pub use complete::{Completion, complete};
 pub use info::{MarkKind, Role, RunInfo, RunStatus, Spent, WindowTags};
 pub use merge::merge;
 pub use segment::host_name;

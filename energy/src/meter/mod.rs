@@ -67,6 +67,8 @@ pub enum Provenance {
     Interpolated,
     /// A share of a measured total.
     Apportioned,
+    /// The measured total of a device that others may have used too: the most that the share can be.
+    Undivided,
     /// Computed from utilisation and a power curve; nothing was measured.
     Modelled,
     /// Played back from a recording.
@@ -77,11 +79,12 @@ pub enum Provenance {
 
 impl Provenance {
     /// All values, in order of trust.
-    pub const ALL: [Provenance; 7] = [
+    pub const ALL: [Provenance; 8] = [
         Provenance::MeasuredCounter,
         Provenance::IntegratedPower,
         Provenance::Interpolated,
         Provenance::Apportioned,
+        Provenance::Undivided,
         Provenance::Modelled,
         Provenance::Replayed,
         Provenance::UserDeclared,
@@ -94,6 +97,7 @@ impl Provenance {
             Provenance::IntegratedPower => "integrated_power",
             Provenance::Interpolated => "interpolated",
             Provenance::Apportioned => "apportioned",
+            Provenance::Undivided => "undivided",
             Provenance::Modelled => "modelled",
             Provenance::Replayed => "replayed",
             Provenance::UserDeclared => "user_declared",
@@ -113,6 +117,7 @@ impl Provenance {
                 | Provenance::IntegratedPower
                 | Provenance::Interpolated
                 | Provenance::Apportioned
+                | Provenance::Undivided
         )
     }
 }
@@ -161,6 +166,11 @@ pub enum CounterEvent {
     Unreadable,
     /// Power samples lie too far apart to integrate between them. The energy of the span is unknown and not counted.
     Gap,
+    /// Others used the device too: what the domain rose by is this process's share. The span is zero.
+    Apportioned,
+    /// Others may have used the device too, and how much cannot be told: the domain rose by all that the device drew.
+    /// The span is zero.
+    Undivided,
 }
 
 /// A meter that could not be opened or read.

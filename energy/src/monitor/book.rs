@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::track::{Movement, Track};
 use crate::meter::trace::TraceWriter;
-use crate::meter::{CounterEvent, Domain, MeterError, MeterErrorKind, Provenance, Reading};
+use crate::meter::{CounterEvent, Domain, MeterError, MeterErrorKind, Reading};
 use crate::units::{Joules, MicroJoules};
 use crate::window::{
     DomainEnergy, DomainTotal, EnergyTotals, Overhead, SpanEnergy, WindowEnergy, WindowKind,
@@ -189,6 +189,11 @@ impl Book {
                 }
                 continue;
             }
+            for note in reading.notes.iter().filter(|note| note.domain == index) {
+                if track.share(taken.at, note.event) && self.alerts.len() < MAX_ALERTS {
+                    self.alerts.push(track.undivided_alert());
+                }
+            }
             if slept {
                 // A reset or a jump over a sleep is its effect, not the sensor's.
                 self.gap += track.push_after_sleep(taken.at, *cumulative) + asleep;
@@ -269,7 +274,7 @@ impl Book {
         let duration = edge.saturating_sub(start);
         let balance = self.balance(start, self.doubts_before_window, |index| {
             let track = &self.tracks[index];
-            part(track, duration, track.curve.until(edge))
+            part(track, start, edge, track.curve.until(edge))
         });
         let Balance { domains, error_bound, complete } = balance;
         WindowEnergy::new(self.windows, kind, duration.into(), error_bound, complete, domains)
@@ -287,7 +292,7 @@ impl Book {
         let balance = self.balance(start.at, start.doubts, |index| {
             let (track, before) = (&self.tracks[index], start.reached[index]);
             let reached = track.curve.reached(edge);
-            part(track, duration, MicroJoules(reached.0.saturating_sub(before.0)))
+            part(track, start.at, edge, MicroJoules(reached.0.saturating_sub(before.0)))
         });
         let Balance { domains, error_bound, complete } = balance;
         SpanEnergy::new(name, duration.into(), error_bound, complete, domains)
@@ -347,7 +352,7 @@ impl Counts {
             CounterEvent::Spike => &mut self.spikes,
             CounterEvent::OutOfOrder => &mut self.out_of_order,
             CounterEvent::MissedWraps | CounterEvent::Gap => return true,
-            CounterEvent::Unreadable => return false,
+            CounterEvent::Unreadable | CounterEvent::Apportioned | CounterEvent::Undivided => return false,
         };
         *count += 1;
         matches!(event, CounterEvent::Reset | CounterEvent::Spike)
@@ -358,15 +363,13 @@ fn is_unreadable(reading: &Reading, domain: usize) -> bool {
     reading.notes.iter().any(|note| note.domain == domain && note.event == CounterEvent::Unreadable)
 }
 
-fn part(track: &Track, duration: Duration, microjoules: MicroJoules) -> DomainEnergy {
-    let short = duration < track.curve.lag() * 2;
+/// What a track gives to the time from `start` to `edge`.
+fn part(track: &Track, start: Duration, edge: Duration, microjoules: MicroJoules) -> DomainEnergy {
+    let is_short = edge.saturating_sub(start) < track.curve.lag() * 2;
     DomainEnergy {
         domain: Arc::clone(&track.domain.name),
         sensor: track.domain.sensor,
-        provenance: match track.domain.provenance {
-            Provenance::MeasuredCounter if short => Provenance::Interpolated,
-            provenance => provenance,
-        },
+        provenance: track.provenance(start, is_short),
         microjoules,
     }
 }

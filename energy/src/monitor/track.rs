@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::curve::Curve;
-use crate::meter::{Domain, MeterError, MeterErrorKind};
+use crate::meter::{CounterEvent, Domain, MeterError, MeterErrorKind, Provenance};
 use crate::units::MicroJoules;
 use crate::window::DomainTotal;
 
@@ -30,6 +30,10 @@ pub(super) struct Track {
     /// It could not be read at the last try.
     pub(super) failing: bool,
     stuck: bool,
+    /// The last reading that gave a share of the device.
+    apportioned: Option<Duration>,
+    /// The last reading that gave all of the device, though others may have a share in it.
+    undivided: Option<Duration>,
 }
 
 /// What a reading says of its sensor.
@@ -64,6 +68,39 @@ impl Track {
             last_change: now,
             failing: false,
             stuck: false,
+            apportioned: None,
+            undivided: None,
+        }
+    }
+
+    /// Enters what a reading at `now` says of the sharing of the device. True when it is news that a person should
+    /// hear: what is counted from here on is not ours alone.
+    pub(super) fn share(&mut self, now: Duration, event: CounterEvent) -> bool {
+        match event {
+            CounterEvent::Apportioned => {
+                self.apportioned = Some(now);
+                // The share of one who does nothing stands still, and rightly.
+                self.last_change = now;
+                false
+            }
+            CounterEvent::Undivided => {
+                let went_before = self.undivided.replace(now);
+                went_before != Some(self.last_reading)
+            }
+            _ => false,
+        }
+    }
+
+    /// How the energy of a window or span came about that began at `start`: the least that is known of any part of it.
+    pub(super) fn provenance(&self, start: Duration, is_short: bool) -> Provenance {
+        // A reading speaks of the time before it.
+        let touches =
+            |reading: Option<Duration>| reading.is_some_and(|at| at > start.saturating_sub(self.curve.lag()));
+        match self.domain.provenance {
+            _ if touches(self.undivided) => Provenance::Undivided,
+            _ if touches(self.apportioned) => Provenance::Apportioned,
+            Provenance::MeasuredCounter if is_short => Provenance::Interpolated,
+            provenance => provenance,
         }
     }
 
@@ -128,6 +165,15 @@ impl Track {
         )
     }
 
+    /// What a person should hear when all of a device is counted that others may use too.
+    pub(super) fn undivided_alert(&self) -> MeterError {
+        self.alert(
+            format!("other processes may use {} too, and how much cannot be read", self.domain.name),
+            "all of its energy is counted, as `undivided`; to be told apart they need a driver that shows the use of \
+             processes, a user who may read it, and in a container the process numbers of the host (--pid=host)",
+        )
+    }
+
     /// What a person should hear when it alone of its meter cannot be read.
     pub(super) fn unreadable_alert(&self) -> MeterError {
         self.alert(
@@ -146,7 +192,7 @@ impl Track {
         DomainTotal {
             domain: Arc::clone(&self.domain.name),
             sensor: self.domain.sensor,
-            provenance: self.domain.provenance,
+            provenance: self.provenance(Duration::ZERO, false),
             total,
             attributed: MicroJoules(total.0 - unattributed.0),
             unattributed,

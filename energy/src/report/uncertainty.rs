@@ -29,7 +29,7 @@ impl DomainAccount {
     pub fn gain_error(&self) -> Option<GainError> {
         let (percent, origin) = match (self.source, self.sensor.as_str()) {
             // The whole may be known; how right the share is, is not.
-            (Provenance::Apportioned, _) => return None,
+            (Provenance::Apportioned | Provenance::Undivided, _) => return None,
             (Provenance::Modelled, _) => {
                 (40.0, "a model: estimates err by up to 40 % against meters (Fischer, arXiv 2509.22092)")
             }

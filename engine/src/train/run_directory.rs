@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use crate::files::{self, FileError};
 
+/// The file that is locked by the process that trains into a directory.
+const LOCK: &str = ".lock";
+
 /// A run's directory on disk.
 #[derive(Clone, Debug)]
 pub struct RunDirectory {
@@ -22,7 +25,7 @@ impl RunDirectory {
     pub fn take(path: &Path) -> Result<Option<Self>, FileError> {
         let checkpoints = path.join("checkpoints");
         files::create_directory(&checkpoints)?;
-        let lock = path.join(".lock");
+        let lock = path.join(LOCK);
         let file = File::create(&lock).map_err(failed("create", &lock))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(RunDirectory { path: path.to_owned(), lock: Some(Arc::new(file)) })),
@@ -76,6 +79,11 @@ impl RunDirectory {
     /// Whether this process holds the directory for training.
     pub fn is_taken(&self) -> bool {
         self.lock.is_some()
+    }
+
+    /// Whether it can be seen that no process trains into the directory now; one may begin right after.
+    pub fn is_idle(&self) -> bool {
+        File::open(self.path.join(LOCK)).is_ok_and(|lock| lock.try_lock_shared().is_ok())
     }
 
     /// Run directories of this name below `base`, newest first.

@@ -21,6 +21,10 @@ pub(super) trait Driver: Send {
     fn millijoules(&self, uuid: &str) -> Result<u64, NvmlError>;
     /// Power by one of its fields.
     fn power(&self, uuid: &str, field: PowerField) -> Result<PowerSample, NvmlError>;
+    /// The processes that compute on a board.
+    fn processes(&self, uuid: &str) -> Result<Vec<u32>, NvmlError>;
+    /// How much of a board each process used, in the samples that the driver still has and took after `after_us`.
+    fn uses(&self, uuid: &str, after_us: u64) -> Result<Vec<Use>, NvmlError>;
     /// Loads the library anew, after the driver was.
     fn reload(&mut self) -> Result<(), NvmlError>;
     /// Lets time pass.
@@ -74,6 +78,16 @@ pub(super) struct PowerSample {
     pub(super) power: Watts,
 }
 
+/// One sample of a process's use of a board.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Use {
+    pub(super) pid: u32,
+    /// When it was taken, on a clock of the driver's.
+    pub(super) at_us: u64,
+    /// Share of the time in which the process had work on the board.
+    pub(super) percent: u32,
+}
+
 /// The library of the installed driver.
 pub(super) struct LoadedDriver(Nvml);
 
@@ -117,6 +131,29 @@ impl Driver for LoadedDriver {
             SampleValue::U32(milliwatts) => Ok(sample(at, u64::from(milliwatts))),
             SampleValue::U64(milliwatts) => Ok(sample(at, milliwatts)),
             _ => Err(NvmlError::NotSupported),
+        }
+    }
+
+    fn processes(&self, uuid: &str) -> Result<Vec<u32>, NvmlError> {
+        let device = self.device(uuid)?;
+        let mut listed = device.running_compute_processes()?;
+        // Clients of an MPS server stand in a list of their own, which older boards do not have.
+        listed.extend(device.mps_running_compute_processes().unwrap_or_default());
+        let mut pids: Vec<u32> = listed.iter().map(|process| process.pid).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    fn uses(&self, uuid: &str, after_us: u64) -> Result<Vec<Use>, NvmlError> {
+        match self.device(uuid)?.process_utilization_stats(after_us) {
+            Ok(samples) => Ok(samples
+                .into_iter()
+                .map(|sample| Use { pid: sample.pid, at_us: sample.timestamp, percent: sample.sm_util })
+                .collect()),
+            // No sample is that new.
+            Err(NvmlError::NotFound) => Ok(Vec::new()),
+            Err(error) => Err(error),
         }
     }
 

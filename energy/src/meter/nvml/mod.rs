@@ -10,21 +10,27 @@
 //!
 //! Only what this process may use (`CUDA_VISIBLE_DEVICES`) is counted. A process that holds MIG slices gets its
 //! share of the board (see [`apportion`](super::apportion)); one that holds all of them also gets the residual.
-//! A partitioned board that is not named by slice counts whole.
+//! A board that is not named by slice counts whole, until other processes use it too: then this process gets its
+//! share by time used (see `sharing`).
 
 mod driver;
+mod family;
+mod partition;
+mod sharing;
 mod visible;
 
 use std::time::Duration;
 
 use nvml_wrapper::error::NvmlError;
 
-use super::apportion::{BoardEnergy, Tenant, apportion};
 use super::counter::CounterTracker;
 use super::integrate::PowerIntegrator;
 use super::{CounterEvent, Domain, Meter, MeterError, MeterErrorKind, Note, Plausible, Provenance, Reading};
 use crate::units::{MicroJoules, Watts};
 use driver::{Board, Driver, LoadedDriver, PowerField, PowerMeaning};
+use family::Family;
+use partition::Partition;
+use sharing::Sharing;
 use visible::{Unclear, Visible, visible};
 
 const COUNTER_PERIOD: Duration = Duration::from_secs(1);
@@ -57,7 +63,7 @@ struct Gpu {
     uuid: String,
     name: String,
     sensor: Sensor,
-    partition: Option<Partition>,
+    division: Division,
 }
 
 #[derive(Debug)]
@@ -66,15 +72,13 @@ enum Sensor {
     Power(PowerField, PowerIntegrator),
 }
 
-/// Divides a board among the slices that are held.
+/// Whose the energy of a board is.
 #[derive(Debug)]
-struct Partition {
-    board_slices: u32,
-    tenants: Vec<Tenant>,
-    /// All slices of the board are held: what is nobody's is then ours too, in a domain of its own.
-    with_residual: bool,
-    divided: MicroJoules,
-    shares: Vec<MicroJoules>,
+enum Division {
+    /// This process's, as far as no other uses the board.
+    Whole(Sharing),
+    /// Those slices' that are held.
+    Slices(Partition),
 }
 
 impl NvmlMeter {
@@ -88,10 +92,15 @@ impl NvmlMeter {
         let driver = LoadedDriver::load().map_err(|error| at_opening("NVML", &error))?;
         let list = std::env::var("CUDA_VISIBLE_DEVICES").ok();
         let by_bus = std::env::var("CUDA_DEVICE_ORDER").is_ok_and(|order| order == "PCI_BUS_ID");
-        Self::with_driver(Box::new(driver), list.as_deref(), by_bus)
+        Self::with_driver(Box::new(driver), list.as_deref(), by_bus, &Family::this())
     }
 
-    fn with_driver(driver: Box<dyn Driver>, list: Option<&str>, by_bus: bool) -> Result<Self, MeterError> {
+    fn with_driver(
+        driver: Box<dyn Driver>,
+        list: Option<&str>,
+        by_bus: bool,
+        family: &Family,
+    ) -> Result<Self, MeterError> {
         let boards = driver.boards().map_err(|error| at_opening("device list", &error))?;
         let found = visible(list, by_bus, &boards, |name| driver.slice(name).ok()).map_err(unclear)?;
         if found.is_empty() {
@@ -111,6 +120,7 @@ impl NvmlMeter {
                 &boards[visible.board],
                 visible,
                 if fast { FAST_COUNTER_PERIOD } else { COUNTER_PERIOD },
+                family,
             )?;
         }
         Ok(meter)
@@ -134,7 +144,13 @@ impl NvmlMeter {
             })
     }
 
-    fn add(&mut self, board: &Board, visible: Visible, counter_period: Duration) -> Result<(), MeterError> {
+    fn add(
+        &mut self,
+        board: &Board,
+        visible: Visible,
+        counter_period: Duration,
+        family: &Family,
+    ) -> Result<(), MeterError> {
         let name = format!("gpu-{}", visible.board);
         let (sensor, label, provenance) = self.sensor_of(board, &name)?;
         let period = match sensor {
@@ -146,20 +162,23 @@ impl NvmlMeter {
         let mut domain = |name: String, provenance| {
             self.domains.push(Domain { name: name.into(), sensor: label, provenance });
         };
-        let partition = visible.slices.map(|held| {
-            for slice in &held {
-                domain(format!("{name}-mig-{slice}"), Provenance::Apportioned);
+        let division = match visible.slices {
+            None => {
+                domain(name.clone(), provenance);
+                Division::Whole(Sharing::new(family.clone()))
             }
-            let partition = Partition::new(board, &held);
-            if partition.with_residual {
-                domain(format!("{name}-residual"), Provenance::Apportioned);
+            Some(held) => {
+                for slice in &held {
+                    domain(format!("{name}-mig-{slice}"), Provenance::Apportioned);
+                }
+                let partition = Partition::new(board, &held);
+                if partition.with_residual {
+                    domain(format!("{name}-residual"), Provenance::Apportioned);
+                }
+                Division::Slices(partition)
             }
-            partition
-        });
-        if partition.is_none() {
-            domain(name.clone(), provenance);
-        }
-        self.gpus.push(Gpu { uuid: board.uuid.clone(), name, sensor, partition });
+        };
+        self.gpus.push(Gpu { uuid: board.uuid.clone(), name, sensor, division });
         Ok(())
     }
 
@@ -209,17 +228,17 @@ impl Meter for NvmlMeter {
         let mut reading = Reading::default();
         let mut failures = Vec::new();
         for gpu in &mut self.gpus {
-            let note = gpu.sensor.advance(self.driver.as_ref(), &gpu.uuid, now).unwrap_or_else(|error| {
+            let first_domain = reading.cumulative.len();
+            let notes = gpu.advance(self.driver.as_ref(), now).unwrap_or_else(|error| {
                 self.lost_driver |= has_lost_driver(&error);
                 failures.push(at_reading(&gpu.name, &error));
-                Some((CounterEvent::Unreadable, Duration::ZERO))
+                vec![(CounterEvent::Unreadable, Duration::ZERO)]
             });
-            let first_domain = reading.cumulative.len();
             gpu.enter(&mut reading.cumulative);
-            let domains = first_domain..reading.cumulative.len();
-            reading.notes.extend(note.iter().flat_map(|(event, span)| {
-                domains.clone().map(|domain| Note { domain, event: *event, span: *span })
-            }));
+            for domain in first_domain..reading.cumulative.len() {
+                let noted = notes.iter().map(|(event, span)| Note { domain, event: *event, span: *span });
+                reading.notes.extend(noted);
+            }
         }
         let all_gone = failures.iter().all(|failure| failure.kind == MeterErrorKind::Gone);
         if failures.len() < self.gpus.len() {
@@ -231,12 +250,29 @@ impl Meter for NvmlMeter {
 }
 
 impl Gpu {
-    /// Adds the energy of its domains.
-    fn enter(&mut self, cumulative: &mut Vec<MicroJoules>) {
+    /// Reads the sensor and divides what it shows. Gives what is to be noted of each domain.
+    fn advance(
+        &mut self,
+        driver: &dyn Driver,
+        now: Duration,
+    ) -> Result<Vec<(CounterEvent, Duration)>, NvmlError> {
+        let noted = self.sensor.advance(driver, &self.uuid, now)?;
         let total = self.sensor.cumulative();
-        match &mut self.partition {
-            None => cumulative.push(total),
-            Some(partition) => cumulative.extend(partition.divide(total)),
+        let shared = match &mut self.division {
+            Division::Whole(sharing) => sharing.advance(driver, &self.uuid, now, total),
+            Division::Slices(partition) => {
+                partition.advance(total);
+                None
+            }
+        };
+        Ok(noted.into_iter().chain(shared.map(|event| (event, Duration::ZERO))).collect())
+    }
+
+    /// Adds the energy of its domains.
+    fn enter(&self, cumulative: &mut Vec<MicroJoules>) {
+        match &self.division {
+            Division::Whole(sharing) => cumulative.push(sharing.shares.ours),
+            Division::Slices(partition) => cumulative.extend(partition.shares()),
         }
     }
 }
@@ -265,34 +301,6 @@ impl Sensor {
             Sensor::Counter(tracker) => tracker.cumulative(),
             Sensor::Power(_, integrator) => integrator.cumulative(),
         }
-    }
-}
-
-impl Partition {
-    fn new(board: &Board, held: &[usize]) -> Self {
-        let tenants: Vec<Tenant> = held
-            .iter()
-            .map(|slice| Tenant { slices: board.slices[*slice].compute_slices, activity: None })
-            .collect();
-        let with_residual = held.len() == board.slices.len();
-        let shares = vec![MicroJoules(0); held.len() + usize::from(with_residual)];
-        let board_slices = board.mig_slices.unwrap_or(0);
-        Partition { board_slices, tenants, with_residual, divided: MicroJoules(0), shares }
-    }
-
-    /// The shares of all energy up to `total`.
-    fn divide(&mut self, total: MicroJoules) -> impl Iterator<Item = MicroJoules> {
-        let rise = MicroJoules(total.0 - self.divided.0);
-        self.divided = total;
-        // NVML tells neither the idle power nor, before Hopper, the activity of a slice: all goes by slices.
-        let board = BoardEnergy { total: rise, idle: MicroJoules(0), slices: self.board_slices };
-        let divided = apportion(board, &self.tenants);
-        // The residual comes last, and is left out where it has no place.
-        let parts = divided.tenants.into_iter().chain([divided.residual]);
-        for (share, part) in self.shares.iter_mut().zip(parts) {
-            *share += part;
-        }
-        self.shares.iter().copied()
     }
 }
 

@@ -5,8 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use nvml_wrapper::enums::device::DeviceArchitecture;
 
-use super::driver::{PowerSample, Slice, usage_meaning};
+use super::driver::{PowerSample, Slice, Use, usage_meaning};
 use super::*;
+
+mod shared;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,13 @@ struct Script {
     refresh_mj: u64,
     failures: BTreeMap<String, fn() -> NvmlError>,
     reloads: u32,
+    /// The processes on every board, and the ring of samples of their use, old ones included.
+    processes: Vec<u32>,
+    uses: Vec<Use>,
+    /// The time stamps that the uses were asked from.
+    asked_from: Vec<u64>,
+    list_failure: Option<fn() -> NvmlError>,
+    use_failure: Option<fn() -> NvmlError>,
 }
 
 #[derive(Clone, Default)]
@@ -66,7 +75,7 @@ impl ScriptedDriver {
     }
 
     fn open(&self, list: Option<&str>) -> Result<NvmlMeter, MeterError> {
-        NvmlMeter::with_driver(Box::new(self.clone()), list, false)
+        NvmlMeter::with_driver(Box::new(self.clone()), list, false, &Family::this())
     }
 }
 
@@ -96,6 +105,17 @@ impl Driver for ScriptedDriver {
         };
         let milliwatts = script.power.get(name).ok_or(NvmlError::NotSupported)?;
         Ok(PowerSample { at: script.device_time, power: Watts(*milliwatts as f64 / 1e3) })
+    }
+
+    fn processes(&self, _: &str) -> Result<Vec<u32>, NvmlError> {
+        let script = self.0.lock().unwrap();
+        script.list_failure.map_or_else(|| Ok(script.processes.clone()), |failure| Err(failure()))
+    }
+
+    fn uses(&self, _: &str, after_us: u64) -> Result<Vec<Use>, NvmlError> {
+        let mut script = self.0.lock().unwrap();
+        script.asked_from.push(after_us);
+        script.use_failure.map_or_else(|| Ok(script.uses.clone()), |failure| Err(failure()))
     }
 
     fn reload(&mut self) -> Result<(), NvmlError> {

@@ -1,5 +1,7 @@
 //! `wattle report`: energy and carbon of one or many runs, from their ledgers; and a linter for such reports.
 
+mod complete;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -33,6 +35,16 @@ pub struct Arguments {
     /// Power usage effectiveness of the building
     #[arg(long, value_name = "X", allow_negative_numbers = true, value_parser = pue)]
     pue: Option<f64>,
+    /// Before reporting, ask the first provider of [[carbon.providers]] for the carbon intensities that the ledgers
+    /// lack, and enter them there
+    #[arg(long)]
+    complete: bool,
+    /// With --complete: the configuration that names the provider, in place of each run's own
+    #[arg(long, value_name = "FILE", requires = "complete")]
+    config: Option<PathBuf>,
+    /// Before reporting, copy all runs into this ledger, which is made when it is not there; none counts twice
+    #[arg(long, value_name = "FILE")]
+    merge: Option<PathBuf>,
     /// Functional unit of the software carbon intensity
     #[arg(long, value_enum, default_value_t = Unit::Token)]
     per: Unit,
@@ -43,7 +55,10 @@ pub struct Arguments {
     #[arg(long, value_name = "TEXT")]
     hardware: Option<String>,
     /// Look for what cannot be true in emissions.csv files of CodeCarbon and in JSON reports; exits 1 when it finds some
-    #[arg(long, conflicts_with_all = ["by", "location", "pue", "per", "training_type", "hardware"])]
+    #[arg(
+        long,
+        conflicts_with_all = ["by", "location", "pue", "complete", "merge", "per", "training_type", "hardware"]
+    )]
     lint: bool,
 }
 
@@ -86,6 +101,13 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     if arguments.lint {
         return look_for_what_cannot_be(arguments);
     }
+    if arguments.complete {
+        complete::complete(&arguments.runs, arguments.config.as_deref())?;
+    }
+    if let Some(into) = &arguments.merge {
+        wattle_energy::merge(into, &arguments.runs)?;
+        message(format_args!("merged into {}: {}", into.display(), counted(arguments.runs.len(), "ledger")));
+    }
     let overrides = Overrides { location: arguments.location.clone(), pue: arguments.pue };
     let mut report = Report::from_ledgers(&arguments.runs, &overrides)?;
     report.per = match arguments.per {
@@ -119,6 +141,11 @@ fn details(arguments: &Arguments) -> Details {
         TrainingType::FineTuning => "fine-tuning",
     });
     Details { training_type: training_type.map(str::to_owned), hardware: arguments.hardware.clone() }
+}
+
+/// A number of things.
+fn counted(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 /// A file of its own, or the file that is there with the rows at its end.
