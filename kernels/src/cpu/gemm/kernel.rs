@@ -157,7 +157,8 @@ fn has_fast_bf16_dot() -> bool {
 
 #[cfg(target_arch = "x86_64")]
 fn has_fp16() -> bool {
-    simd_level() == SimdLevel::Avx512 && is_x86_feature_detected!("avx512fp16")
+    // The kernel rounds its results with the bf16 instruction.
+    has_bf16_dot() && is_x86_feature_detected!("avx512fp16")
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -150,7 +150,7 @@ pub(super) fn widen(x: __m256i) -> __m512 {
 /// taking subnormals as zero.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn round_to_bf16(x: __m512) -> __m256i {
+fn round_to_bf16(x: __m512) -> __m256i {
     let bits = _mm512_castps_si512(x);
     let high = _mm512_srli_epi32::<16>(bits);
     let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));

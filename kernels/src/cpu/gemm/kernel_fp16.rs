@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use crate::cpu::gemm::kernel::{Format, Kernel, Out, OutPtr, Panels};
-use crate::cpu::gemm::kernel_avx512::{A_WIDTH, ROWS, round_to_bf16, widen};
+use crate::cpu::gemm::kernel_avx512::{A_WIDTH, ROWS, widen};
 use crate::cpu::gemm::pack::CHUNK;
 
 const COLS: usize = 64;
@@ -25,7 +25,7 @@ pub(super) const KERNEL: Kernel =
     Kernel { rows: ROWS, cols: COLS, a_width: A_WIDTH, b_width: B_WIDTH, format: Format::Fp16, run };
 
 /// # Safety
-/// The processor must have AVX-512 F, BW, DQ, VL and FP16; the panels must hold what [`Panels`] says, and `out` must
+/// The processor must have AVX-512 F, BW, DQ, VL, FP16 and BF16; the panels must hold what [`Panels`] says, and `out` must
 /// be writable as [`Out`] says.
 unsafe fn run(panels: Panels, out: Out) {
     // SAFETY: the caller's promise.
@@ -192,7 +192,9 @@ unsafe fn finish(sums: Sums, rows: usize, vectors: usize, out: Out) {
                             true => _mm512_add_ps(widen(_mm256_maskz_loadu_epi16(mask, to)), sum),
                             false => sum,
                         };
-                        _mm256_mask_storeu_epi16(to, mask, round_to_bf16(sum));
+                        // The instruction writes subnormal results as zero.
+                        let rounded: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(sum));
+                        _mm256_mask_storeu_epi16(to, mask, rounded);
                     }
                 }
             }

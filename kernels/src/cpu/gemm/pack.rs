@@ -114,27 +114,20 @@ impl<'a> Lines<'a> {
         }
     }
 
-    /// Asks for one of `parts` shares of a block to be brought into L2, ahead of its packing.
-    pub(super) fn prefetch(&self, lines: &Range<usize>, ks: &Range<usize>, part: usize, parts: usize) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            let (base, size) = match self.values {
-                Values::F32(x) => (x.as_ptr().cast::<i8>(), size_of::<f32>()),
-                Values::Bf16(x) => (x.as_ptr().cast::<i8>(), size_of::<bf16>()),
-            };
-            let (rows, row) = if self.k_inner { (lines, ks) } else { (ks, lines) };
-            let edge = |part: usize| rows.start + rows.len() * part.min(parts) / parts;
-            for at in edge(part)..edge(part + 1) {
-                let start = (at * self.stride + row.start) * size;
-                for offset in (start..start + row.len() * size).step_by(64) {
-                    // SAFETY: a prefetch reads nothing; any address is allowed.
-                    unsafe { _mm_prefetch::<_MM_HINT_T1>(base.wrapping_add(offset)) };
-                }
-            }
+    /// What brings a block into L2 in `parts` shares, ahead of its packing.
+    pub(super) fn ahead(&self, lines: &Range<usize>, ks: &Range<usize>, parts: usize) -> Ahead {
+        let (start, size) = match self.values {
+            Values::F32(x) => (x.as_ptr().cast(), size_of::<f32>()),
+            Values::Bf16(x) => (x.as_ptr().cast(), size_of::<bf16>()),
+        };
+        let (rows, row) = if self.k_inner { (lines, ks) } else { (ks, lines) };
+        Ahead {
+            start,
+            stride: self.stride * size,
+            rows: rows.clone(),
+            row: row.start * size..row.end * size,
+            share: rows.len().div_ceil(parts),
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (lines, ks, part, parts);
     }
 
     /// The values, if they are to be packed as fp16.
@@ -170,6 +163,43 @@ impl<'a> Lines<'a> {
             },
         );
     }
+}
+
+/// A block of memory that is being brought into L2, share by share.
+pub(super) struct Ahead {
+    start: *const i8,
+    /// Bytes from one row to the next.
+    stride: usize,
+    /// Rows still to come.
+    rows: Range<usize>,
+    /// Bytes of a row.
+    row: Range<usize>,
+    /// Rows at a time.
+    share: usize,
+}
+
+impl Ahead {
+    /// Asks for the next share.
+    #[inline]
+    pub(super) fn fetch(&mut self) {
+        for row in self.rows.by_ref().take(self.share) {
+            for offset in self.row.clone().step_by(64) {
+                prefetch(self.start.wrapping_add(row * self.stride + offset));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn prefetch(at: *const i8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing; any address is allowed.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 #[inline(always)]

@@ -69,7 +69,9 @@ pub(super) fn pack_a_line_inner(
     }
     for (index, k) in ks.clone().enumerate() {
         for (lines, units) in panels.clone().zip(units[CHUNK * (1 + index)..].chunks_mut(panel_len)) {
-            store_twice(shift.apply(load(from.row(k, &lines))), units);
+            // What stands behind the panel is copied along where it is there: the kernel never stores its sums.
+            let values = &from.x[k * from.stride + lines.start..];
+            store_twice(shift.apply(load(&values[..values.len().min(LANES)])), units);
         }
     }
 }

@@ -52,16 +52,30 @@ impl Plan<'_> {
     fn sum(&self, task: &Task, shared: &[u32], out: Out, a_units: &mut Units, b_units: &mut Units) {
         let (kernel, source) = (self.kernel, &self.sources[task.source]);
         let mut accumulate = out.accumulate;
+        let num_b_panels = task.cols.len().div_ceil(kernel.cols);
+        let num_tiles = task.rows.len().div_ceil(kernel.rows) * num_b_panels;
         for (block, ks) in source.k_blocks().enumerate() {
             let b = self.b_panels(task, (block, &ks), shared, b_units);
+            // The memory that is packed next is fetched meanwhile, a share with each tile: the next block of K, and of
+            // K-inner rows the next ones.
+            let next_ks = ks.end..(ks.end + ks.len()).min(source.k);
+            let mut next_a = source.a.ahead(&task.rows, &next_ks, num_tiles);
+            let mut next_b = source.shared.is_none().then(|| source.b.ahead(&task.cols, &next_ks, num_tiles));
             // K-inner rows are packed just before their use, to be read from L1; others by a few panels, for the sake
             // of reading memory along its rows.
             let group = if source.a.k_inner { kernel.rows } else { kernel.rows * A_GROUP };
             for rows in cut(task.rows.clone(), group, 1) {
                 let a = self.a_panels(task, &rows, &ks, a_units);
+                if source.a.k_inner {
+                    let next_rows = rows.end..(rows.end + rows.len()).min(task.rows.end);
+                    next_a = source.a.ahead(&next_rows, &ks, num_b_panels);
+                }
                 for (a_index, a_rows) in cut(rows.clone(), kernel.rows, 1).enumerate() {
                     for (b_index, b_cols) in cut(task.cols.clone(), kernel.cols, kernel.cols).enumerate() {
-                        self.prefetch(task, &a_rows, b_index, &ks);
+                        next_a.fetch();
+                        if let Some(next_b) = &mut next_b {
+                            next_b.fetch();
+                        }
                         let panels = Panels {
                             a: a.panel(a_index),
                             k_inner: source.a.k_inner,
@@ -126,24 +140,5 @@ impl Plan<'_> {
         let units = units.take(rows.len().div_ceil(kernel.rows) * panel_len);
         a.pack_a(cut(rows.clone(), kernel.rows, 1), kernel.a_width, ks, units);
         Packed { units, panel_len }
-    }
-
-    /// Brings a share of what comes next into L2: the next rows of a K-inner A, else the next block of K.
-    fn prefetch(&self, task: &Task, rows: &Range<usize>, b_index: usize, ks: &Range<usize>) {
-        let source = &self.sources[task.source];
-        let num_b_panels = task.cols.len().div_ceil(self.kernel.cols);
-        let next_ks = ks.end..(ks.end + ks.len()).min(source.k);
-        let tile = (rows.start - task.rows.start) * num_b_panels + b_index * rows.len();
-        let (part, parts) = (tile / rows.len(), task.rows.len().div_ceil(rows.len()) * num_b_panels);
-        match source.a.k_inner {
-            true => {
-                let next = rows.end..(rows.end + rows.len()).min(task.rows.end);
-                source.a.prefetch(&next, ks, b_index, num_b_panels);
-            }
-            false => source.a.prefetch(&task.rows, &next_ks, part, parts),
-        }
-        if source.shared.is_none() {
-            source.b.prefetch(&task.cols, &next_ks, part, parts);
-        }
     }
 }
