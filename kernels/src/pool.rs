@@ -13,9 +13,9 @@ use crate::error::{Error, Result};
 /// Alignment of every buffer: one cache line and one AVX-512 register.
 pub const ALIGNMENT: usize = 64;
 
-/// A block of this size or more is mapped by itself, in pages of this size where the system has them: with ordinary
-/// ones, most of the time that it takes to load a model goes into touching its memory for the first time.
-const LARGE_PAGE_BYTES: usize = 2 << 20;
+/// A block of this size or more is mapped by itself. The system then gives each page as it is touched, already zero: a
+/// parameter that waits for its values takes no memory, and nothing is zeroed twice.
+const MAPPED_BYTES: usize = 1 << 20;
 
 /// How much memory tensors use, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,7 +138,7 @@ impl Pool {
 
 /// Zeroed memory from the system; none when there is no more. `capacity` is not zero.
 fn new_block(capacity: usize) -> Option<NonNull<u8>> {
-    if capacity >= LARGE_PAGE_BYTES {
+    if capacity >= MAPPED_BYTES {
         return map(capacity);
     }
     let layout = Layout::from_size_align(capacity, ALIGNMENT).ok()?;
@@ -154,16 +154,11 @@ fn map(capacity: usize) -> Option<NonNull<u8>> {
     if ptr == libc::MAP_FAILED {
         return None;
     }
-    #[cfg(target_os = "linux")]
-    // SAFETY: the mapping was just made. The call is a hint: where it fails, the pages are small.
-    unsafe {
-        libc::madvise(ptr, capacity, libc::MADV_HUGEPAGE);
-    }
     NonNull::new(ptr.cast())
 }
 
 fn free_block(ptr: NonNull<u8>, capacity: usize) {
-    if capacity >= LARGE_PAGE_BYTES {
+    if capacity >= MAPPED_BYTES {
         // SAFETY: every block of this size is a mapping of exactly `capacity` bytes and is freed once.
         unsafe { libc::munmap(ptr.as_ptr().cast(), capacity) };
         return;
@@ -192,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_buffer_is_aligned_and_zero_when_it_is_fresh() {
-        for bytes in [1000, LARGE_PAGE_BYTES - 1, LARGE_PAGE_BYTES, 3 * LARGE_PAGE_BYTES + 1] {
+        for bytes in [1000, MAPPED_BYTES - 1, MAPPED_BYTES, 3 * MAPPED_BYTES + 1] {
             let mut buffer = Buffer::take(bytes).unwrap();
             assert_eq!(buffer.as_ptr() as usize % ALIGNMENT, 0);
             // SAFETY: the buffer holds at least `bytes` initialised bytes and is not shared.
