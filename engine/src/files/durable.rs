@@ -14,7 +14,7 @@ use super::{FileError, attempt};
 const BLOCK_BYTES: usize = 4 << 20;
 
 /// Memory and position of direct writes are multiples of this; no disk wants more.
-pub(crate) const DIRECT_ALIGNMENT: usize = 4096;
+const DIRECT_ALIGNMENT: usize = 4096;
 
 /// A file being written that names itself in every error.
 #[derive(Debug)]
@@ -119,8 +119,7 @@ mod tests {
 
     #[test]
     fn a_file_of_any_length_in_pieces_of_any_length_is_whole() {
-        // Beside the sources is a disk; the usual temporary directory may be memory.
-        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let content: Vec<u8> =
             (0..2 * BLOCK_BYTES as u32 + 1).map(|i| (i.wrapping_mul(0x9E37_79B1) >> 24) as u8).collect();
         let path = directory.path().join("file");
@@ -138,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_write_that_must_be_aligned_and_is_not_goes_through_the_cache() {
-        let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         let mut file = File::create(&path).unwrap();
         for _ in 0..2 {
