@@ -4,6 +4,7 @@
 //! commit. A failed fsync is never retried: the kernel may already have dropped the dirty pages (Rebello et al.,
 //! USENIX ATC'20), so the new file is given up and the old one stays.
 
+mod durable;
 mod error;
 #[cfg(test)]
 pub(crate) mod faults;
@@ -11,10 +12,11 @@ mod jsonl;
 
 use std::ffi::{CString, OsString};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+pub(crate) use durable::DurableFile;
 pub use error::FileError;
 pub use jsonl::{JsonlWriter, read_jsonl, trim_jsonl_after};
 
@@ -41,7 +43,9 @@ pub(crate) fn replace_atomically<E: From<FileError>>(
     fill: impl FnOnce(&mut DurableFile) -> Result<(), E>,
 ) -> Result<(), E> {
     if fs::metadata(path).is_ok_and(|existing| !existing.is_file()) {
-        return fill(&mut DurableFile::create(path)?);
+        let mut file = DurableFile::create(path)?;
+        fill(&mut file)?;
+        return Ok(file.flush()?);
     }
     let temporary = with_suffix(path, ".tmp");
     let written = DurableFile::create(&temporary).map_err(E::from).and_then(|mut file| {
@@ -167,32 +171,6 @@ pub(crate) fn free_bytes(path: &Path) -> Result<u64, FileError> {
         let bytes = u128::from(stats.f_bavail) * u128::from(stats.f_frsize);
         Ok(u64::try_from(bytes).unwrap_or(u64::MAX))
     })
-}
-
-/// A file being written that names itself in every error.
-#[derive(Debug)]
-pub(crate) struct DurableFile {
-    file: File,
-    path: PathBuf,
-}
-
-impl DurableFile {
-    /// Creates or empties the file.
-    pub(crate) fn create(path: &Path) -> Result<Self, FileError> {
-        let file = attempt("create", path, || File::create(path))?;
-        Ok(DurableFile { file, path: path.to_owned() })
-    }
-
-    /// Appends `bytes`.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), FileError> {
-        let file = &mut self.file;
-        attempt("write", &self.path, || file.write_all(bytes))
-    }
-
-    /// Makes the content durable.
-    pub(crate) fn sync(&self) -> Result<(), FileError> {
-        attempt("sync", &self.path, || self.file.sync_all())
-    }
 }
 
 /// Runs one file operation; its error says what was tried on which path.

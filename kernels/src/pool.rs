@@ -13,6 +13,10 @@ use crate::error::{Error, Result};
 /// Alignment of every buffer: one cache line and one AVX-512 register.
 pub const ALIGNMENT: usize = 64;
 
+/// A block of this size or more is mapped by itself. The system then gives each page as it is touched, already zero: a
+/// parameter that waits for its values takes no memory, and nothing is zeroed twice.
+const MAPPED_BYTES: usize = 1 << 20;
+
 /// How much memory tensors use, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolStats {
@@ -81,11 +85,7 @@ impl Buffer {
         }
         pool.trim(capacity);
         let live_bytes = pool.stats.live_bytes;
-        let layout = Layout::from_size_align(capacity, ALIGNMENT)
-            .map_err(|_| Error::OutOfMemory { bytes, live_bytes })?;
-        // SAFETY: `capacity` is at least one page, so the layout is not zero-sized.
-        let ptr =
-            NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(Error::OutOfMemory { bytes, live_bytes })?;
+        let ptr = new_block(capacity).ok_or(Error::OutOfMemory { bytes, live_bytes })?;
         pool.count_live(capacity);
         Ok(Buffer { ptr, capacity, zeroed: true })
     }
@@ -136,8 +136,34 @@ impl Pool {
     }
 }
 
+/// Zeroed memory from the system; none when there is no more. `capacity` is not zero.
+fn new_block(capacity: usize) -> Option<NonNull<u8>> {
+    if capacity >= MAPPED_BYTES {
+        return map(capacity);
+    }
+    let layout = Layout::from_size_align(capacity, ALIGNMENT).ok()?;
+    // SAFETY: the layout is not zero-sized.
+    NonNull::new(unsafe { alloc_zeroed(layout) })
+}
+
+/// Zeroed pages that take no memory before they are touched.
+fn map(capacity: usize) -> Option<NonNull<u8>> {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a new private mapping touches no memory that anybody has.
+    let ptr = unsafe { libc::mmap(std::ptr::null_mut(), capacity, protection, flags, -1, 0) };
+    if ptr == libc::MAP_FAILED {
+        return None;
+    }
+    NonNull::new(ptr.cast())
+}
+
 fn free_block(ptr: NonNull<u8>, capacity: usize) {
-    // SAFETY: every block was allocated in `Buffer::take` with exactly this layout and is freed once.
+    if capacity >= MAPPED_BYTES {
+        // SAFETY: every block of this size is a mapping of exactly `capacity` bytes and is freed once.
+        unsafe { libc::munmap(ptr.as_ptr().cast(), capacity) };
+        return;
+    }
+    // SAFETY: every smaller block was allocated in `new_block` with exactly this layout and is freed once.
     unsafe { dealloc(ptr.as_ptr(), Layout::from_size_align_unchecked(capacity, ALIGNMENT)) }
 }
 
@@ -160,8 +186,20 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_is_aligned() {
-        let buffer = Buffer::take(1000).unwrap();
-        assert_eq!(buffer.as_ptr() as usize % ALIGNMENT, 0);
+    fn a_buffer_is_aligned_and_zero_when_it_is_fresh() {
+        for bytes in [1000, MAPPED_BYTES - 1, MAPPED_BYTES, 3 * MAPPED_BYTES + 1] {
+            let mut buffer = Buffer::take(bytes).unwrap();
+            assert_eq!(buffer.as_ptr() as usize % ALIGNMENT, 0);
+            // SAFETY: the buffer holds at least `bytes` initialised bytes and is not shared.
+            let content = unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr(), bytes) };
+            assert!(!buffer.zeroed || content.iter().all(|&byte| byte == 0));
+            content.fill(1);
+        }
+    }
+
+    #[test]
+    fn more_than_there_is_is_refused() {
+        let error = Buffer::take(isize::MAX as usize).unwrap_err();
+        assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
     }
 }

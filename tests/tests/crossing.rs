@@ -13,6 +13,11 @@ fn model(family: &str) -> String {
     format!("{}/data/interop/{family}", env!("CARGO_MANIFEST_DIR"))
 }
 
+/// A tokenizer of two ids, for models that came without one.
+const TOKENIZER: &str = r#"{"version": "1.0", "model": {"type": "WordLevel", "unk_token": "</s>",
+    "vocab": {"</s>": 0, "a": 1}}, "added_tokens": [{"id": 0, "content": "</s>", "special": true,
+    "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}]}"#;
+
 /// A copy of a family's model, to be damaged.
 fn copy(workshop: &Workshop, family: &str) -> String {
     fs::create_dir_all(workshop.path(family)).unwrap();
@@ -73,6 +78,28 @@ fn a_round_trip_of_every_family_is_exact_to_the_bit() {
         };
         assert_eq!(logits(&model(family)), logits(family), "{family}");
     }
+}
+
+#[test]
+fn importing_and_exporting_every_family_gives_back_the_same_file() {
+    let workshop = Workshop::new();
+    for family in FAMILIES {
+        copy(&workshop, family);
+        workshop.write(&format!("{family}/tokenizer.json"), TOKENIZER);
+        let [run, back, direct] = ["run", "back", "direct"].map(|name| format!("{family}-{name}"));
+        done(&workshop, &["import", family, "--output", &run]);
+        done(&workshop, &["export", &run, "--output", &back]);
+        done(&workshop, &["export", family, "--output", &direct]);
+        for name in ["model.safetensors", "config.json", "tokenizer.json"] {
+            let [back, direct] = [&back, &direct].map(|model| workshop.path(model).join(name));
+            assert!(fs::read(back).unwrap() == fs::read(direct).unwrap(), "{family}: {name}");
+        }
+        let again = workshop.run(&["import", family, "--output", &run]);
+        assert!(again.code == 78 && again.stderr.contains("already holds a run"), "{}", again.stderr);
+    }
+    let ran = workshop.run(&["import", &model("llama"), "--output", "none"]);
+    assert!(ran.code == 65 && ran.stderr.contains("tokenizer.json"), "{}", ran.stderr);
+    assert!(!workshop.path("none").exists());
 }
 
 #[test]

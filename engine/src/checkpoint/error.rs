@@ -6,7 +6,7 @@ use crate::exit;
 use crate::files::FileError;
 
 /// The module's result.
-pub type Result<T> = std::result::Result<T, CheckpointError>;
+pub type Result<T, E = CheckpointError> = std::result::Result<T, E>;
 
 /// A checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]

@@ -23,6 +23,7 @@ mod tests;
 mod write;
 
 pub use error::{CheckpointError, Result};
-pub use read::{Header, Newest, Rejected, load, newest_header, newest_valid};
+pub use read::{Header, Newest, Rejected, Wanted, load, newest_header, newest_valid};
 pub use state::{NamedTensor, Progress, State};
-pub use write::{remove_after, save};
+pub use write::remove_after;
+pub(crate) use write::save;

@@ -7,16 +7,19 @@ use std::path::{Path, PathBuf};
 use super::directory;
 use super::error::{CheckpointError, Result};
 use super::manifest::{self, Manifest, Shard, TensorRecord};
-use super::safetensors::{Reader, hash_tensor};
+use super::safetensors::Reader;
 use super::state::Progress;
 use super::state::{NamedTensor, State};
 
-/// Loads the checkpoint in `directory` and verifies every byte of it.
+/// Which tensors of a checkpoint are kept in memory, by name.
+pub type Wanted = fn(&str) -> bool;
+
+/// Loads the checkpoint in `directory` and verifies every byte of it, those of tensors that are not wanted included.
 ///
 /// # Errors
 /// [`CheckpointError::NotFound`] when there is no such directory; [`CheckpointError::Corrupt`] with the file, and the
 /// tensor where it can be named; [`CheckpointError::Unsupported`] for another format version.
-pub fn load(directory: &Path) -> Result<State> {
+pub fn load(directory: &Path, wanted: Wanted) -> Result<State> {
     if !directory.exists() {
         let remedy = "give the path of a step-N directory inside a run's checkpoints";
         return Err(CheckpointError::NotFound { path: directory.to_owned(), remedy });
@@ -25,7 +28,7 @@ pub fn load(directory: &Path) -> Result<State> {
     check_manifest(directory, &manifest)?;
     let mut tensors = BTreeMap::new();
     for shard in &manifest.shards {
-        for NamedTensor { name, tensor } in read_shard(directory, shard, &manifest.tensors)? {
+        for NamedTensor { name, tensor } in read_shard(directory, shard, &manifest.tensors, wanted)? {
             tensors.insert(name, tensor);
         }
     }
@@ -37,8 +40,9 @@ pub fn load(directory: &Path) -> Result<State> {
             format!("its shard {} is not among the shards", record.shard),
         )),
     };
+    let records = manifest.tensors.iter().filter(|record| wanted(&record.name));
     Ok(State {
-        tensors: manifest.tensors.iter().map(take).collect::<Result<_>>()?,
+        tensors: records.map(take).collect::<Result<_>>()?,
         progress: manifest.progress,
         config_toml: manifest.config_toml,
         extra: manifest.extra,
@@ -100,10 +104,10 @@ pub struct Rejected {
 ///
 /// # Errors
 /// As [`load`]; [`CheckpointError::Corrupt`] when there are checkpoints and none is valid.
-pub fn newest_valid(checkpoints_dir: &Path) -> Result<Option<Newest>> {
+pub fn newest_valid(checkpoints_dir: &Path, wanted: Wanted) -> Result<Option<Newest>> {
     let mut rejected = Vec::new();
     for directory::StepDirectory { path, .. } in directory::list(checkpoints_dir)? {
-        match load(&path) {
+        match load(&path, wanted) {
             Ok(state) => return Ok(Some(Newest { path, state, rejected })),
             Err(reason) if is_damage(&reason) => rejected.push(Rejected { path, reason }),
             Err(error) => return Err(error),
@@ -131,18 +135,28 @@ fn is_damage(error: &CheckpointError) -> bool {
 }
 
 /// The tensors of one shard, when header, sizes and hashes are as the manifest says.
-fn read_shard(directory: &Path, shard: &Shard, records: &[TensorRecord]) -> Result<Vec<NamedTensor>> {
+fn read_shard(
+    directory: &Path,
+    shard: &Shard,
+    records: &[TensorRecord],
+    wanted: Wanted,
+) -> Result<Vec<NamedTensor>> {
     let path = directory.join(&shard.file);
     let records: BTreeMap<&str, &TensorRecord> = records
         .iter()
         .filter(|record| record.shard == shard.file)
         .map(|record| (record.name.as_str(), record))
         .collect();
-    let reader = Reader::open(&path).map_err(|error| match missing_is_corrupt(error) {
-        // The manifest is sound and of this format, so nothing strange was ever written to the shard.
-        CheckpointError::Unsupported { path, what } => CheckpointError::Corrupt { path, tensor: None, what },
-        error => error,
-    })?;
+    let open = || {
+        Reader::open(&path).map_err(|error| match missing_is_corrupt(error) {
+            // The manifest is sound and of this format, so nothing strange was ever written to the shard.
+            CheckpointError::Unsupported { path, what } => {
+                CheckpointError::Corrupt { path, tensor: None, what }
+            }
+            error => error,
+        })
+    };
+    let reader = open()?;
     let header = &reader.header;
     if header.file_bytes() != shard.bytes {
         let what = format!("it has {} bytes, the manifest says {}", header.file_bytes(), shard.bytes);
@@ -164,30 +178,27 @@ fn read_shard(directory: &Path, shard: &Shard, records: &[TensorRecord]) -> Resu
         let what = format!("it has {} tensors, the manifest says {}", header.entries.len(), records.len());
         return Err(corrupt(&path, None, what));
     }
-    let (tensors, blake3) = reader.read_tensors()?;
+    let (tensors, blake3) = reader.read_tensors(wanted)?;
     if blake3.to_hex().as_str() != shard.blake3 {
-        return Err(name_the_damage(&path, &tensors, &records));
+        return Err(name_the_damage(&path, open()?, &records)?);
     }
     Ok(tensors)
 }
 
-/// The shard's hash is wrong: finds the tensor whose own hash is wrong too.
+/// The shard's hash is wrong: reads it again and finds the tensor whose own hash is wrong too.
 fn name_the_damage(
     path: &Path,
-    tensors: &[NamedTensor],
+    reader: Reader,
     records: &BTreeMap<&str, &TensorRecord>,
-) -> CheckpointError {
-    for NamedTensor { name, tensor } in tensors {
-        let found = match hash_tensor(tensor) {
-            Ok(hash) => hash.to_hex(),
-            Err(error) => return error,
-        };
+) -> Result<CheckpointError> {
+    for (name, blake3) in reader.hash_tensors()? {
+        let found = blake3.to_hex();
         if let Some(record) = records.get(name.as_str()).filter(|record| record.blake3 != found.as_str()) {
             let what = format!("its BLAKE3 is {found}, the manifest says {}", record.blake3);
-            return corrupt(path, Some(name), what);
+            return Ok(corrupt(path, Some(&name), what));
         }
     }
-    corrupt(path, None, "its header does not match the manifest's BLAKE3".to_owned())
+    Ok(corrupt(path, None, "its header does not match the manifest's BLAKE3".to_owned()))
 }
 
 fn check_manifest(directory: &Path, manifest: &Manifest) -> Result<()> {

@@ -15,7 +15,7 @@ use wattle_kernels::{DType, Device, Element, Tensor, bf16};
 
 use super::error::{CheckpointError, Result};
 use super::state::NamedTensor;
-use crate::files::{self, DurableFile};
+use crate::files::{self, DurableFile, FileError};
 pub(crate) use header::{Entry, Header, Stored};
 
 /// Elements are converted, hashed and written in pieces of this size: two fit in a second-level cache.
@@ -28,16 +28,59 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// [`Unsupported`](super::CheckpointError::Unsupported) for an element type or a rank that tensors cannot have,
 /// [`Io`](super::CheckpointError::Io), and [`Tensor`](super::CheckpointError::Tensor) when memory runs out.
 pub fn read(path: &Path) -> Result<Vec<NamedTensor>> {
-    Ok(Reader::open(path)?.read_tensors()?.0)
+    Ok(Reader::open(path)?.read_tensors(|_| true)?.0)
 }
 
 /// Writes tensors to a safetensors file, which appears whole or not at all.
 ///
 /// # Errors
-/// [`Io`](super::CheckpointError::Io); [`Tensor`](super::CheckpointError::Tensor) for a name used twice.
-pub fn write(path: &Path, tensors: &[NamedTensor]) -> Result<()> {
-    let header = Header::describe(tensors)?;
-    files::replace_atomically(path, |file| write_tensors(file, &header, tensors).map(drop))
+/// [`Io`](super::CheckpointError::Io); [`Tensor`](super::CheckpointError::Tensor) for a name used twice; the source's.
+pub(crate) fn write<S: Source>(path: &Path, tensors: &S) -> Result<(), S::Error> {
+    let header = Header::new(tensors.describe())?;
+    files::replace_atomically(path, |file| {
+        file.write(&header.to_bytes())?;
+        for entry in &header.entries {
+            tensors.give(entry.index, &mut |bytes| Ok(file.write(bytes)?))?;
+        }
+        Ok(())
+    })
+}
+
+/// Tensors on their way into a file: in memory, or read piece by piece from where they lie.
+pub(crate) trait Source {
+    /// Why a tensor cannot be had.
+    type Error: From<CheckpointError> + From<FileError>;
+
+    /// Name, element type and shape of each.
+    fn describe(&self) -> Vec<(String, Stored, Vec<usize>)>;
+
+    /// Hands all little-endian bytes of the tensor at `index` of the description to `take`, a bounded piece at a time.
+    fn give(&self, index: usize, take: &mut Take<'_, Self::Error>) -> Result<(), Self::Error>;
+}
+
+/// Takes the next bytes of a tensor.
+pub(crate) type Take<'a, E> = dyn FnMut(&[u8]) -> Result<(), E> + 'a;
+
+impl Source for Vec<NamedTensor> {
+    type Error = CheckpointError;
+
+    fn describe(&self) -> Vec<(String, Stored, Vec<usize>)> {
+        let describe = |NamedTensor { name, tensor }: &NamedTensor| {
+            (name.clone(), Stored::from(tensor.dtype()), tensor.shape().to_vec())
+        };
+        self.iter().map(describe).collect()
+    }
+
+    fn give(&self, index: usize, take: &mut Take<'_, CheckpointError>) -> Result<()> {
+        let tensor = &self[index].tensor;
+        match tensor.dtype() {
+            DType::F32 => encode(tensor.data()?, f32::to_le_bytes, take),
+            DType::Bf16 => encode(tensor.data()?, bf16::to_le_bytes, take),
+            DType::I32 => encode(tensor.data()?, i32::to_le_bytes, take),
+            DType::I8 => encode(tensor.data()?, i8::to_le_bytes, take),
+            DType::U8 => encode(tensor.data()?, u8::to_le_bytes, take),
+        }
+    }
 }
 
 /// Opens a file and reads its header, which has been found to fit it.
@@ -58,35 +101,25 @@ pub(super) struct Written {
 }
 
 /// Writes the header and the tensors it describes, hashing both on the way.
-pub(super) fn write_tensors(
+pub(super) fn write_hashed<S: Source>(
     file: &mut DurableFile,
     header: &Header,
-    tensors: &[NamedTensor],
-) -> Result<Written> {
+    tensors: &S,
+) -> Result<Written, S::Error> {
     let mut file_hasher = blake3::Hasher::new();
     let header_bytes = header.to_bytes();
     file_hasher.update(&header_bytes);
     file.write(&header_bytes)?;
-    let mut tensor_blake3 = Vec::with_capacity(tensors.len());
+    let mut tensor_blake3 = Vec::with_capacity(header.entries.len());
     for entry in &header.entries {
         let mut tensor_hasher = blake3::Hasher::new();
-        for_each_piece(&tensors[entry.index].tensor, |bytes| {
+        tensors.give(entry.index, &mut |bytes| {
             rayon::join(|| tensor_hasher.update(bytes), || file_hasher.update(bytes));
             Ok(file.write(bytes)?)
         })?;
         tensor_blake3.push(tensor_hasher.finalize());
     }
     Ok(Written { blake3: file_hasher.finalize(), tensor_blake3 })
-}
-
-/// BLAKE3 of a tensor's bytes as they stand in a file.
-pub(super) fn hash_tensor(tensor: &Tensor) -> Result<blake3::Hash> {
-    let mut hasher = blake3::Hasher::new();
-    for_each_piece(tensor, |bytes| {
-        hasher.update(bytes);
-        Ok(())
-    })?;
-    Ok(hasher.finalize())
 }
 
 /// A file whose header has been read and found to fit it.
@@ -117,42 +150,54 @@ impl Reader {
         Ok(Reader { header, path: path.to_owned(), file, hasher })
     }
 
-    /// The tensors in the order of the header's entries, and the BLAKE3 of the whole file.
-    pub(super) fn read_tensors(mut self) -> Result<(Vec<NamedTensor>, blake3::Hash)> {
+    /// The tensors whose names are `wanted`, in the order of the header's entries, and the BLAKE3 of the whole file.
+    pub(super) fn read_tensors(
+        mut self,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(Vec<NamedTensor>, blake3::Hash)> {
         let mut tensors = Vec::with_capacity(self.header.entries.len());
         for entry in &self.header.entries {
+            let mut next = |bytes: &mut [u8]| {
+                files::attempt("read", &self.path, || self.file.read_exact(bytes))?;
+                self.hasher.update(bytes);
+                Ok(())
+            };
+            if !wanted(&entry.name) {
+                pass_over(entry.bytes, next)?;
+                continue;
+            }
             let Some(dtype) = entry.stored.dtype() else {
                 let what = format!("tensor {} has the element type {}", entry.name, entry.stored.name());
                 return Err(CheckpointError::Unsupported { path: self.path, what });
             };
             let mut tensor = Tensor::scratch(&entry.shape, dtype, Device::Cpu)?;
-            fill(&mut tensor, |bytes| {
-                files::attempt("read", &self.path, || self.file.read_exact(bytes))?;
-                self.hasher.update(bytes);
-                Ok(())
-            })?;
+            fill(&mut tensor, &mut next)?;
             tensors.push(NamedTensor { name: entry.name.clone(), tensor });
         }
         Ok((tensors, self.hasher.finalize()))
     }
-}
 
-/// Calls `take` with the little-endian bytes of all elements, piece by piece.
-fn for_each_piece(tensor: &Tensor, take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    match tensor.dtype() {
-        DType::F32 => encode(tensor.data()?, f32::to_le_bytes, take),
-        DType::Bf16 => encode(tensor.data()?, bf16::to_le_bytes, take),
-        DType::I32 => encode(tensor.data()?, i32::to_le_bytes, take),
-        DType::I8 => encode(tensor.data()?, i8::to_le_bytes, take),
-        DType::U8 => encode(tensor.data()?, u8::to_le_bytes, take),
+    /// Name and BLAKE3 of each tensor, in the order of the header's entries.
+    pub(super) fn hash_tensors(mut self) -> Result<Vec<(String, blake3::Hash)>> {
+        let hash = |entry: Entry| {
+            let mut hasher = blake3::Hasher::new();
+            pass_over(entry.bytes, |bytes| {
+                files::attempt("read", &self.path, || self.file.read_exact(bytes))?;
+                hasher.update(bytes);
+                Ok(())
+            })?;
+            Ok((entry.name, hasher.finalize()))
+        };
+        self.header.entries.into_iter().map(hash).collect()
     }
 }
 
-fn encode<T: Copy, const N: usize>(
+/// Cuts values into pieces and hands over their bytes.
+pub(crate) fn encode<T: Copy, E, const N: usize>(
     values: &[T],
     to_bytes: impl Fn(T) -> [u8; N],
-    mut take: impl FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
+    take: &mut Take<'_, E>,
+) -> Result<(), E> {
     let mut buffer = vec![0; CHUNK_BYTES.min(values.len() * N)];
     for values in values.chunks(CHUNK_BYTES / N) {
         let bytes = &mut buffer[..values.len() * N];
@@ -160,6 +205,18 @@ fn encode<T: Copy, const N: usize>(
             *to = to_bytes(value);
         }
         take(bytes)?;
+    }
+    Ok(())
+}
+
+/// Has all bytes of a tensor written into a buffer, piece by piece, and keeps none.
+fn pass_over(tensor_bytes: u64, mut give: impl FnMut(&mut [u8]) -> Result<()>) -> Result<()> {
+    let mut buffer = vec![0; tensor_bytes.min(CHUNK_BYTES as u64) as usize];
+    let mut left = tensor_bytes;
+    while left > 0 {
+        let bytes = &mut buffer[..left.min(CHUNK_BYTES as u64) as usize];
+        give(bytes)?;
+        left -= bytes.len() as u64;
     }
     Ok(())
 }
@@ -214,7 +271,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("x.safetensors");
         let named = |name: &str, tensor| NamedTensor { name: name.to_owned(), tensor };
-        let written = [
+        let written = vec![
             named("odd", Tensor::from_slice(&[1u8, 2, 3], &[3]).unwrap()),
             named("half", Tensor::from_slice(&[bf16::from_bits(0x7f81)], &[1]).unwrap()),
             named("empty", Tensor::from_slice::<i32>(&[], &[2, 0]).unwrap()),
@@ -226,11 +283,17 @@ mod tests {
         let bytes = fs::read(&path).unwrap();
         let other = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(other.len(), written.len());
-        for NamedTensor { name, tensor } in &written {
+        for (index, NamedTensor { name, tensor }) in written.iter().enumerate() {
             let view = other.tensor(name).unwrap();
             assert_eq!(format!("{}", view.dtype()), Stored::from(tensor.dtype()).name());
             assert_eq!(view.shape(), tensor.shape());
-            assert_eq!(blake3::hash(view.data()), hash_tensor(tensor).unwrap());
+            let mut given = Vec::new();
+            let mut take = |bytes: &[u8]| {
+                given.extend_from_slice(bytes);
+                Ok(())
+            };
+            written.give(index, &mut take).unwrap();
+            assert_eq!(view.data(), given, "{name}");
             let offset = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
             assert_eq!(offset % tensor.dtype().size_in_bytes(), 0, "{name} is not aligned");
         }

@@ -5,9 +5,10 @@ use wattle_kernels::Tensor;
 
 /// Everything that a run needs to go on as if it had never stopped.
 #[derive(Clone, Debug)]
-pub struct State {
-    /// Weights, optimizer state and router state. Names are unique, and their order comes back on load.
-    pub tensors: Vec<NamedTensor>,
+pub struct State<T = Vec<NamedTensor>> {
+    /// Weights, optimizer state and router state. Names are unique, and their order comes back on load. They are saved
+    /// from wherever they lie, and loaded into memory.
+    pub tensors: T,
     /// How far the run is.
     pub progress: Progress,
     /// The resolved configuration, as in the run's `config.toml`.

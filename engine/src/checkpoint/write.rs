@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::directory;
 use super::error::{CheckpointError, Result};
 use super::manifest::{self, FORMAT, Manifest, Shard, TensorRecord};
-use super::safetensors::{self, Header};
+use super::safetensors::{self, Header, Source};
 use super::state::State;
 use crate::files::{self, DurableFile, FileError};
 
@@ -21,9 +21,13 @@ const SHARD_FILE: &str = "rank-0.safetensors";
 ///
 /// # Errors
 /// [`CheckpointError::Io`], above all for a full disk, which is noticed before anything is written where the file
-/// system tells its free space; [`CheckpointError::Tensor`] for a tensor name used twice. Older checkpoints are then
-/// untouched.
-pub fn save(checkpoints_dir: &Path, state: &State, keep: usize) -> Result<PathBuf> {
+/// system tells its free space; [`CheckpointError::Tensor`] for a tensor name used twice; whatever keeps the source from giving
+/// its tensors. Older checkpoints are then untouched.
+pub(crate) fn save<S: Source>(
+    checkpoints_dir: &Path,
+    state: &State<S>,
+    keep: usize,
+) -> Result<PathBuf, S::Error> {
     files::create_directory(checkpoints_dir)?;
     clean_leftovers(checkpoints_dir)?;
     let free_bytes = files::free_bytes(checkpoints_dir)?;
@@ -31,16 +35,16 @@ pub fn save(checkpoints_dir: &Path, state: &State, keep: usize) -> Result<PathBu
 }
 
 /// [`save`] where `free_bytes` are left on the disk.
-pub(super) fn save_within(
+pub(super) fn save_within<S: Source>(
     checkpoints_dir: &Path,
-    state: &State,
+    state: &State<S>,
     keep: usize,
     free_bytes: u64,
-) -> Result<PathBuf> {
+) -> Result<PathBuf, S::Error> {
     let step = state.progress.step;
     let target = directory::of_step(checkpoints_dir, step);
-    let header = Header::describe(&state.tensors)?;
-    check_space(&target, &header, state, free_bytes)?;
+    let header = Header::new(state.tensors.describe())?;
+    check_space(&target, &header, &state.config_toml, free_bytes)?;
     let parent = directory::list(checkpoints_dir)?.into_iter().find(|older| older.step < step);
     let temporary = files::with_suffix(&target, ".tmp");
     let committed =
@@ -66,9 +70,9 @@ fn clean_leftovers(checkpoints_dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn check_space(target: &Path, header: &Header, state: &State, free_bytes: u64) -> Result<()> {
+fn check_space(target: &Path, header: &Header, config_toml: &str, free_bytes: u64) -> Result<()> {
     // A tensor's record in the manifest, with its name, shape and hash, takes about 500 bytes.
-    let manifest_bytes = state.config_toml.len() as u64 + 1024 * (1 + state.tensors.len() as u64);
+    let manifest_bytes = config_toml.len() as u64 + 1024 * (1 + header.entries.len() as u64);
     let needed_bytes = header.file_bytes() + manifest_bytes;
     if needed_bytes <= free_bytes {
         return Ok(());
@@ -83,10 +87,15 @@ fn check_space(target: &Path, header: &Header, state: &State, free_bytes: u64) -
     }))
 }
 
-fn write_directory(temporary: &Path, state: &State, header: &Header, parent: Option<String>) -> Result<()> {
+fn write_directory<S: Source>(
+    temporary: &Path,
+    state: &State<S>,
+    header: &Header,
+    parent: Option<String>,
+) -> Result<(), S::Error> {
     files::create_directory(temporary)?;
     let mut shard = DurableFile::create(&temporary.join(SHARD_FILE))?;
-    let written = safetensors::write_tensors(&mut shard, header, &state.tensors)?;
+    let written = safetensors::write_hashed(&mut shard, header, &state.tensors)?;
     shard.sync()?;
     let path = temporary.join(manifest::FILE_NAME);
     let manifest = describe(state, header, &written, parent);
@@ -96,8 +105,8 @@ fn write_directory(temporary: &Path, state: &State, header: &Header, parent: Opt
     Ok(file.sync()?)
 }
 
-fn describe(
-    state: &State,
+fn describe<T>(
+    state: &State<T>,
     header: &Header,
     written: &safetensors::Written,
     parent: Option<String>,

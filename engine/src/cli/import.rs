@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::cli::{exit, print};
-use crate::interop::{LoadedModel, import};
+use crate::interop::import;
 use crate::telemetry::message;
 
 /// Flags of `wattle import`.
@@ -22,8 +22,7 @@ pub struct Arguments {
 
 /// Writes the run directory and prints its path.
 pub fn run(arguments: &Arguments) -> Result<u8> {
-    let model = LoadedModel::open(&arguments.model)?;
-    import(&model, &arguments.output)?;
+    import(&arguments.model, &arguments.output)?;
     let output = arguments.output.display();
     message(format_args!(
         "to train it: copy {output}/config.toml, set data.train and the rest in the copy, and run wattle train COPY \

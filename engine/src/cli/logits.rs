@@ -41,6 +41,6 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     drop(tape);
     let logits = model.decoder.logits(&model.store, &hidden.value)?;
     let logits = logits.reshape(&[arguments.ids.len(), logits.last_dim()])?;
-    safetensors::write(&arguments.output, &[NamedTensor { name: "logits".to_owned(), tensor: logits }])?;
+    safetensors::write(&arguments.output, &vec![NamedTensor { name: "logits".to_owned(), tensor: logits }])?;
     Ok(exit::DONE)
 }

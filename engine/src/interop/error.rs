@@ -22,7 +22,7 @@ pub enum InteropError {
         problems: Vec<String>,
     },
     /// Weights that are missing, too many, mis-shaped or no numbers.
-    #[error("{}: {}; nothing was read", path.display(), problems.join("; "))]
+    #[error("{}: {}; the model is not taken", path.display(), problems.join("; "))]
     Weights {
         /// The directory or file.
         path: PathBuf,

@@ -10,11 +10,10 @@ use crate::data::source::Documents;
 use crate::data::{self, TokenStream, Tokenizer};
 use crate::files;
 use crate::interop;
-use crate::interop::huggingface::{self, HuggingFaceConfig};
-use crate::model::config::ModelConfig;
+use crate::interop::huggingface::{self, HuggingFaceConfig, HuggingFaceModel};
 use crate::model::{Decoder, ParameterStore, RoutingState};
 use crate::telemetry::message;
-use crate::train::{RunDirectory, TrainError, restore_model};
+use crate::train::{RunDirectory, TrainError, is_of_model, restore_model};
 
 /// A model that computes in f32 and does not train.
 #[derive(Debug)]
@@ -70,21 +69,15 @@ impl LoadedModel {
     }
 
     fn open_huggingface(path: &Path) -> interop::Result<Self> {
-        let read = huggingface::read_config(path)?;
-        let HuggingFaceConfig { model, moe, vocab_size, max_positions, .. } = read.clone();
-        let tokenizer = path.join("tokenizer.json");
-        let tokenizer = if tokenizer.is_file() { Some(Tokenizer::from_file(&tokenizer)?) } else { None };
-        if let Some(tokenizer) = &tokenizer {
-            tokenizer.check_rows(vocab_size)?;
-        }
+        let opened = HuggingFaceModel::open(path)?;
+        let config = opened.to_config();
+        let HuggingFaceConfig { vocab_size, max_positions, .. } = opened.config;
         let mut store = ParameterStore::default();
-        let decoder =
-            Decoder::new(&mut store, &model, moe.as_ref(), vocab_size, max_positions, DType::F32, None)?;
+        let (model, moe) = (&config.model, config.moe.as_ref());
+        let decoder = Decoder::new(&mut store, model, moe, vocab_size, max_positions, DType::F32, None)?;
         let mut routing = decoder.new_routing()?;
-        huggingface::load_weights(path, &read, &mut store, &mut routing)?;
-        let model = ModelConfig { vocab_size: Some(vocab_size), ..model };
-        let config = Config { model, moe, ..Config::default() };
-        let path = path.to_owned();
+        opened.weights.load(&mut store, &mut routing)?;
+        let (tokenizer, path) = (opened.tokenizer, path.to_owned());
         Ok(LoadedModel { decoder, store, routing, max_positions, vocab_size, config, tokenizer, path })
     }
 
@@ -100,11 +93,7 @@ impl LoadedModel {
     /// # Errors
     /// Weights from elsewhere that came without one.
     pub fn tokenizer(&self) -> data::Result<&Tokenizer> {
-        self.tokenizer.as_ref().ok_or_else(|| data::Error::Tokenizer {
-            what: self.path.join("tokenizer.json").display().to_string(),
-            problem: "is missing, and this needs a tokenizer".into(),
-            remedy: "put the model's tokenizer.json beside its weights",
-        })
+        self.tokenizer.as_ref().ok_or_else(|| no_tokenizer(&self.path))
     }
 
     /// The tokens of a text.
@@ -143,18 +132,27 @@ impl LoadedModel {
     }
 }
 
-/// The state, where it was found, and the run directory that holds the tokenizer.
+/// What needs a tokenizer was given a model without one.
+pub(super) fn no_tokenizer(model: &Path) -> data::Error {
+    data::Error::Tokenizer {
+        what: model.join("tokenizer.json").display().to_string(),
+        problem: "is missing, and this needs a tokenizer".into(),
+        remedy: "put the model's tokenizer.json beside its weights",
+    }
+}
+
+/// The state without the optimizer's, where it was found, and the run directory that holds the tokenizer.
 fn find(path: &Path) -> Result<(State, PathBuf, RunDirectory), TrainError> {
     if path.join("manifest.json").exists() {
         // Made absolute, so that a path such as `step-00000100` has something above it.
         let full = files::attempt("read", path, || path.canonicalize())?;
         let run = full.parent().and_then(Path::parent).unwrap_or(Path::new("/"));
-        return Ok((checkpoint::load(path)?, path.to_owned(), RunDirectory::at(run)));
+        return Ok((checkpoint::load(path, is_of_model)?, path.to_owned(), RunDirectory::at(run)));
     }
     let run = RunDirectory::at(path);
-    let newest = checkpoint::newest_valid(&run.checkpoints())?.ok_or_else(|| CheckpointError::NotFound {
-        path: run.checkpoints(),
-        remedy: "give a run directory that holds a checkpoint, or a checkpoint directory",
+    let newest = checkpoint::newest_valid(&run.checkpoints(), is_of_model)?.ok_or_else(|| {
+        let remedy = "give a run directory that holds a checkpoint, or a checkpoint directory";
+        CheckpointError::NotFound { path: run.checkpoints(), remedy }
     })?;
     for rejected in &newest.rejected {
         message(format_args!("checkpoint refused: {}", rejected.reason));

@@ -21,7 +21,7 @@ pub use learner::{Evaluation, Learner, StepReport, evaluate, flops_per_token};
 pub use resume::Resume;
 pub use run_directory::RunDirectory;
 pub use session::{Ended, Outcome, train};
-pub(crate) use snapshot::{model_tensors, restore_model};
+pub(crate) use snapshot::{is_of_model, restore_model, router_bias_name};
 
 /// What the command line adds to a configuration.
 #[derive(Clone, Debug)]

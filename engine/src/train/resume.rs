@@ -78,7 +78,7 @@ fn take(path: &Path) -> Result<RunDirectory, TrainError> {
 fn continue_in(path: &Path, resolved: &Resolved) -> Result<Start, TrainError> {
     let run = take(path)?;
     let mut messages = compare(&saved_config(&run.config())?, path, resolved, &RUN_IDENTITY)?;
-    let newest = checkpoint::newest_valid(&run.checkpoints())?;
+    let newest = checkpoint::newest_valid(&run.checkpoints(), |_| true)?;
     let checkpoint = newest.map(|newest| {
         messages.extend(newest.rejected.iter().map(refusal));
         (newest.path, newest.state)
@@ -113,10 +113,10 @@ fn from_path(path: &Path, given: Option<&Path>, resolved: &Resolved) -> Result<S
         }
     };
     let (checkpoint, rejected) = match is_checkpoint {
-        true => ((path.to_owned(), checkpoint::load(path)?), Vec::new()),
+        true => ((path.to_owned(), checkpoint::load(path, |_| true)?), Vec::new()),
         false => {
-            let newest =
-                checkpoint::newest_valid(&RunDirectory::at(path).checkpoints())?.ok_or_else(not_found)?;
+            let newest = checkpoint::newest_valid(&RunDirectory::at(path).checkpoints(), |_| true)?
+                .ok_or_else(not_found)?;
             ((newest.path, newest.state), newest.rejected)
         }
     };

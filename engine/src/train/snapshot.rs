@@ -10,6 +10,8 @@ use crate::model::{ParameterStore, RoutingState};
 use crate::train::setup::Setup;
 use crate::train::{Learner, StepReport, TrainError};
 
+/// What begins so only the optimizer reads.
+const OPTIMIZER: &str = "optimizer.";
 const FIRST_MOMENT: &str = "optimizer.first_moment.";
 const SECOND_MOMENT: &str = "optimizer.second_moment.";
 
@@ -72,7 +74,7 @@ pub(super) fn save(setup: &Setup) -> Result<PathBuf, TrainError> {
 }
 
 /// Weights, optimizer moments where there are some, and router biases, under their names in checkpoints.
-pub(crate) fn model_tensors(store: &ParameterStore, routing: &[RoutingState]) -> Vec<NamedTensor> {
+fn model_tensors(store: &ParameterStore, routing: &[RoutingState]) -> Vec<NamedTensor> {
     let named = |name: String, tensor: &Tensor| NamedTensor { name, tensor: tensor.clone() };
     let weights = store.iter().map(|p| named(p.name.clone(), &p.master));
     let moments = store.iter().flat_map(|p| {
@@ -86,12 +88,12 @@ pub(crate) fn model_tensors(store: &ParameterStore, routing: &[RoutingState]) ->
     let biases = routing
         .iter()
         .enumerate()
-        .filter_map(|(layer, state)| Some(named(bias_name(layer), state.bias.as_ref()?)));
+        .filter_map(|(layer, state)| Some(named(router_bias_name(layer), state.bias.as_ref()?)));
     weights.chain(moments).chain(biases).collect()
 }
 
 /// Name of the router bias of a sparse layer, counted among the sparse layers.
-fn bias_name(layer: usize) -> String {
+pub(crate) fn router_bias_name(layer: usize) -> String {
     format!("router.bias.{layer}")
 }
 
@@ -129,6 +131,11 @@ pub(super) fn restore(learner: &mut Learner, state: State, from: &Path) -> Resul
     Ok(position)
 }
 
+/// Whether a tensor of a checkpoint is the model's and not the optimizer's: two thirds of a checkpoint are not.
+pub(crate) fn is_of_model(name: &str) -> bool {
+    !name.starts_with(OPTIMIZER)
+}
+
 /// Puts a checkpoint's weights and router biases into a model that will only compute.
 pub(crate) fn restore_model(
     store: &mut ParameterStore,
@@ -151,7 +158,7 @@ fn restore_weights(store: &mut ParameterStore, tensors: &mut Tensors) -> Result<
 fn restore_routing(routing: &mut [RoutingState], tensors: &mut Tensors) -> Result<(), CheckpointError> {
     for (layer, state) in routing.iter_mut().enumerate() {
         if let Some(bias) = &mut state.bias {
-            *bias = tensors.take(&bias_name(layer), bias.shape())?;
+            *bias = tensors.take(&router_bias_name(layer), bias.shape())?;
         }
     }
     Ok(())

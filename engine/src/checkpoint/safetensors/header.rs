@@ -11,7 +11,6 @@ use wattle_kernels::tensor::MAX_RANK;
 use wattle_kernels::{DType, Error};
 
 use super::super::error::{CheckpointError, Result};
-use super::super::state::NamedTensor;
 
 /// The cap of the format itself.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -108,7 +107,7 @@ pub(crate) struct Entry {
     pub(crate) start: u64,
     /// Its size.
     pub(crate) bytes: u64,
-    /// Its place in the list given to [`Header::describe`], or in the JSON that was read.
+    /// Its place in the list given to [`Header::new`], or in the JSON that was read.
     pub(crate) index: usize,
 }
 
@@ -121,19 +120,11 @@ struct Claim {
 }
 
 impl Header {
-    /// The header of a new file of tensors.
-    pub(crate) fn describe(tensors: &[NamedTensor]) -> Result<Self> {
-        let describe = |NamedTensor { name, tensor }: &NamedTensor| {
-            (name.clone(), Stored::from(tensor.dtype()), tensor.shape().to_vec())
-        };
-        Self::new(tensors.iter().map(describe))
-    }
-
     /// The header of a new file. Wide elements come first, so that each one is aligned to its own size.
-    pub(crate) fn new(tensors: impl Iterator<Item = (String, Stored, Vec<usize>)>) -> Result<Self> {
+    pub(crate) fn new(tensors: Vec<(String, Stored, Vec<usize>)>) -> Result<Self> {
         let mut names = BTreeSet::from([METADATA_KEY.to_owned()]);
         let mut entries = Vec::new();
-        for (index, (name, stored, shape)) in tensors.enumerate() {
+        for (index, (name, stored, shape)) in tensors.into_iter().enumerate() {
             if !names.insert(name.clone()) {
                 return Err(CheckpointError::Tensor(Error::Value {
                     op: "save",

@@ -72,7 +72,7 @@ fn when_no_checkpoint_is_valid_each_is_named() {
     for step in ["step-00000100", "step-00000200"] {
         fs::write(root.path().join(step).join("rank-0.safetensors"), "short").unwrap();
     }
-    let error = newest_valid(root.path()).unwrap_err();
+    let error = newest_valid(root.path(), |_| true).unwrap_err();
     let text = error.to_string();
     assert!(text.contains("step-00000100") && text.contains("step-00000200"), "{text}");
     assert_eq!(error.exit_code(), 65);
@@ -101,7 +101,7 @@ fn with_manifest(change: impl FnOnce(&mut manifest::Manifest)) -> (tempfile::Tem
 #[test]
 fn a_newer_format_is_an_error_and_no_reason_to_fall_back() {
     let (root, newer) = with_manifest(|manifest| manifest.format = 2);
-    for error in [load(&newer).unwrap_err(), newest_valid(root.path()).unwrap_err()] {
+    for error in [load(&newer, |_| true).unwrap_err(), newest_valid(root.path(), |_| true).unwrap_err()] {
         assert!(matches!(error, CheckpointError::Unsupported { .. }), "{error}");
         assert_eq!(error.exit_code(), 65);
     }
@@ -125,7 +125,7 @@ fn a_sealed_manifest_that_lies_is_refused() {
     ];
     for (lie, change) in lies {
         let (root, newer) = with_manifest(change);
-        let error = load(&newer).unwrap_err();
+        let error = load(&newer, |_| true).unwrap_err();
         assert!(matches!(error, CheckpointError::Corrupt { .. }), "{lie}: {error}");
         assert!(same(&newest(root.path()).state, &state(100, 1)), "{lie}");
     }

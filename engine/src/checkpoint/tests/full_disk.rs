@@ -78,7 +78,7 @@ fn a_checkpoint_that_may_not_be_read_is_an_error_and_no_reason_to_fall_back() {
             true => Err(std::io::Error::from_raw_os_error(errno)),
             false => Ok(()),
         };
-        match faults::watch(refused, || super::super::newest_valid(root.path())) {
+        match faults::watch(refused, || super::super::newest_valid(root.path(), |_| true)) {
             Ok(found) => assert!(falls_back && same(&found.unwrap().state, &state(100, 1))),
             Err(error) => assert!(!falls_back && error.exit_code() == 77, "{error}"),
         }

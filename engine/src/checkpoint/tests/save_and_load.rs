@@ -10,7 +10,7 @@ fn every_bit_of_every_element_type_comes_back_in_order() {
     let path = save(&root.path().join("run/checkpoints"), &saved, 3).unwrap();
     assert_eq!(path, root.path().join("run/checkpoints/step-00000100"));
     assert_eq!(names(&path), ["manifest.json", "rank-0.safetensors"]);
-    assert!(same(&load(&path).unwrap(), &saved));
+    assert!(same(&load(&path, |_| true).unwrap(), &saved));
 }
 
 #[test]
@@ -20,7 +20,26 @@ fn a_tensor_larger_than_one_piece_comes_back() {
     let tensor = Tensor::from_slice(&values, &[200_001]).unwrap();
     let mut saved = state(1, 1);
     saved.tensors.push(NamedTensor { name: "large".to_owned(), tensor });
-    assert!(same(&load(&save(root.path(), &saved, 1).unwrap()).unwrap(), &saved));
+    assert!(same(&load(&save(root.path(), &saved, 1).unwrap(), |_| true).unwrap(), &saved));
+}
+
+#[test]
+fn only_wanted_tensors_are_kept_and_the_others_are_verified_all_the_same() {
+    let root = scratch();
+    let saved = state(100, 1);
+    let path = save(root.path(), &saved, 1).unwrap();
+    let wanted = |name: &str| name.starts_with("model.");
+    let mut rest = saved.clone();
+    rest.tensors.retain(|named| wanted(&named.name));
+    assert!(rest.tensors.len() == 2 && same(&load(&path, wanted).unwrap(), &rest));
+
+    let file = path.join("rank-0.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    // The last byte is of a tensor of bytes.
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let error = load(&path, wanted).unwrap_err();
+    assert!(error.to_string().contains("in tensor quantised: its BLAKE3 is"), "{error}");
 }
 
 #[test]
@@ -32,7 +51,7 @@ fn a_state_without_tensors_or_extras_comes_back() {
         extra: serde_json::Map::new(),
         ..state(0, 0)
     };
-    assert!(same(&load(&save(root.path(), &empty, 1).unwrap()).unwrap(), &empty));
+    assert!(same(&load(&save(root.path(), &empty, 1).unwrap(), |_| true).unwrap(), &empty));
 }
 
 #[test]
@@ -105,9 +124,9 @@ fn a_manifest_names_its_parent_and_describes_each_tensor() {
 #[test]
 fn a_missing_checkpoint_is_said_to_be_missing() {
     let root = scratch();
-    assert!(newest_valid(&root.path().join("checkpoints")).unwrap().is_none());
-    assert!(newest_valid(root.path()).unwrap().is_none());
-    let error = load(&root.path().join("step-00000001")).unwrap_err();
+    assert!(newest_valid(&root.path().join("checkpoints"), |_| true).unwrap().is_none());
+    assert!(newest_valid(root.path(), |_| true).unwrap().is_none());
+    let error = load(&root.path().join("step-00000001"), |_| true).unwrap_err();
     assert!(matches!(error, CheckpointError::NotFound { .. }), "{error}");
 }
 
@@ -116,10 +135,10 @@ fn a_checkpoint_may_be_copied_under_a_free_name_but_not_under_another_step() {
     let root = scratch();
     let path = save(root.path(), &state(100, 1), 1).unwrap();
     copy_tree(&path, &root.path().join("best"));
-    assert!(same(&load(&root.path().join("best")).unwrap(), &state(100, 1)));
+    assert!(same(&load(&root.path().join("best"), |_| true).unwrap(), &state(100, 1)));
     let renamed = root.path().join("step-00000999");
     fs::rename(&path, &renamed).unwrap();
-    assert!(matches!(load(&renamed), Err(CheckpointError::Corrupt { .. })));
+    assert!(matches!(load(&renamed, |_| true), Err(CheckpointError::Corrupt { .. })));
 }
 
 #[test]

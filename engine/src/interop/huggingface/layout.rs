@@ -1,7 +1,7 @@
 //! Under which names and in which pieces a family keeps each tensor.
 //!
 //! Every tensor here is the pieces there laid one after another: gate and up projections make one matrix, and so do the
-//! experts of a layer. So tensors are read and written piece by piece, without a second copy.
+//! experts of a layer. So tensors are read and written piece by piece, without a second copy, or without any.
 
 use super::family::Family;
 use crate::model::config::{ModelConfig, MoeConfig};
@@ -17,6 +17,7 @@ pub(super) struct Piece {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Place {
     pub(super) ours: Target,
+    pub(super) shape: Vec<usize>,
     pub(super) pieces: Vec<Piece>,
 }
 
@@ -69,13 +70,13 @@ struct Layout {
 }
 
 impl Layout {
-    fn many(&mut self, ours: &str, pieces: Vec<(String, Vec<usize>)>) {
+    fn many(&mut self, ours: &str, shape: Vec<usize>, pieces: Vec<(String, Vec<usize>)>) {
         let pieces = pieces.into_iter().map(|(name, shape)| Piece { name, shape }).collect();
-        self.places.push(Place { ours: Target::Parameter(ours.to_owned()), pieces });
+        self.places.push(Place { ours: Target::Parameter(ours.to_owned()), shape, pieces });
     }
 
     fn one(&mut self, ours: &str, theirs: &str, shape: &[usize]) {
-        self.many(ours, vec![(theirs.to_owned(), shape.to_vec())]);
+        self.many(ours, shape.to_vec(), vec![(theirs.to_owned(), shape.to_vec())]);
     }
 
     fn attention(&mut self, ours: &str, theirs: &str, model: &ModelConfig) {
@@ -83,22 +84,23 @@ impl Layout {
         let (of_query, of_kv) = (model.num_heads * head_dim, model.num_kv_heads() * head_dim);
         let projections =
             [("query", "q_proj", of_query), ("key", "k_proj", of_kv), ("value", "v_proj", of_kv)];
-        for (name, theirs_name, size) in projections {
-            self.one(&format!("{ours}.{name}"), &format!("{theirs}.{theirs_name}.weight"), &[size, d]);
-            if model.attention_bias {
-                self.one(&format!("{ours}.{name}_bias"), &format!("{theirs}.{theirs_name}.bias"), &[size]);
-            }
-        }
-        self.one(&format!("{ours}.output"), &format!("{theirs}.o_proj.weight"), &[d, of_query]);
         if let Some([query_norm, key_norm]) = model.qk_norm_sizes() {
             self.one(&format!("{ours}.query_norm"), &format!("{theirs}.q_norm.weight"), &[query_norm]);
             self.one(&format!("{ours}.key_norm"), &format!("{theirs}.k_norm.weight"), &[key_norm]);
         }
+        for (name, theirs_name, size) in projections.into_iter().filter(|_| model.attention_bias) {
+            self.one(&format!("{ours}.{name}_bias"), &format!("{theirs}.{theirs_name}.bias"), &[size]);
+        }
+        for (name, theirs_name, size) in projections {
+            self.one(&format!("{ours}.{name}"), &format!("{theirs}.{theirs_name}.weight"), &[size, d]);
+        }
+        self.one(&format!("{ours}.output"), &format!("{theirs}.o_proj.weight"), &[d, of_query]);
     }
 
     fn dense(&mut self, ours: &str, theirs: &str, d: usize, f: usize) {
         self.many(
             &format!("{ours}.gate_up"),
+            vec![2 * f, d],
             vec![
                 (format!("{theirs}.gate_proj.weight"), vec![f, d]),
                 (format!("{theirs}.up_proj.weight"), vec![f, d]),
@@ -126,9 +128,9 @@ impl Layout {
         self.one(&format!("{ours}.router"), &format!("{block}.gate.weight"), &[e, d]);
         let gate_up = (0..e)
             .flat_map(|expert| [(of_expert(expert, gate), vec![f, d]), (of_expert(expert, up), vec![f, d])]);
-        self.many(&format!("{ours}.gate_up"), gate_up.collect());
+        self.many(&format!("{ours}.gate_up"), vec![e, 2 * f, d], gate_up.collect());
         let downs = (0..e).map(|expert| (of_expert(expert, down), vec![d, f]));
-        self.many(&format!("{ours}.down"), downs.collect());
+        self.many(&format!("{ours}.down"), vec![e, d, f], downs.collect());
         if moe.num_shared_experts > 0 {
             let shared = format!("{block}.shared_experts");
             self.dense(&format!("{ours}.shared"), &shared, d, moe.num_shared_experts * f);
@@ -136,7 +138,7 @@ impl Layout {
         if family == Family::Glm4Moe {
             let name = format!("{block}.gate.e_score_correction_bias");
             let pieces = vec![Piece { name, shape: vec![e] }];
-            self.places.push(Place { ours: Target::RouterBias(sparse_layer), pieces });
+            self.places.push(Place { ours: Target::RouterBias(sparse_layer), shape: vec![e], pieces });
         }
     }
 }

@@ -13,6 +13,6 @@ mod write;
 
 pub use config::HuggingFaceConfig;
 pub use family::Family;
-pub use read::{is_model, load_weights, read_config};
+pub use read::{HuggingFaceModel, Weights, is_model};
 pub(super) use write::write_json;
 pub use write::{WeightType, write_model};

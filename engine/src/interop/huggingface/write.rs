@@ -7,16 +7,13 @@ use wattle_kernels::{Tensor, bf16};
 
 use super::config::HuggingFaceConfig;
 use super::layout::{Piece, Place, Target, layout};
-use crate::checkpoint::safetensors::{Header, Stored};
+use crate::checkpoint::safetensors::{self, Source, Stored, Take, encode};
 use crate::files;
-use crate::interop::error::Result;
+use crate::interop::error::{InteropError, Result};
 use crate::model::{ParameterStore, RoutingState};
 
 /// A larger model is written in several files.
 const MAX_FILE_BYTES: u64 = 5_000_000_000;
-
-/// Values that are converted and written at once.
-const CHUNK_VALUES: usize = 1 << 16;
 
 /// How weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -77,22 +74,34 @@ struct Slice<'a> {
     piece: Piece,
     tensor: &'a Tensor,
     start: usize,
-    is_bias: bool,
+    stored: Stored,
 }
 
 impl Slice<'_> {
-    fn values(&self) -> Result<&[f32]> {
-        let len = self.piece.shape.iter().product::<usize>();
-        Ok(&self.tensor.data::<f32>().map_err(wattle_router::Error::from)?[self.start..self.start + len])
+    fn len(&self) -> usize {
+        self.piece.shape.iter().product()
     }
 
-    /// Selection biases decide between close scores: they stay exact.
-    fn stored(&self, weight_type: WeightType) -> Stored {
-        if self.is_bias { Stored::F32 } else { weight_type.stored() }
+    fn num_bytes(&self) -> u64 {
+        (self.len() * self.stored.size_in_bytes()) as u64
+    }
+}
+
+impl Source for Vec<Slice<'_>> {
+    type Error = InteropError;
+
+    fn describe(&self) -> Vec<(String, Stored, Vec<usize>)> {
+        self.iter().map(|slice| (slice.piece.name.clone(), slice.stored, slice.piece.shape.clone())).collect()
     }
 
-    fn bytes(&self, weight_type: WeightType) -> u64 {
-        (self.piece.shape.iter().product::<usize>() * self.stored(weight_type).size_in_bytes()) as u64
+    fn give(&self, index: usize, take: &mut Take<'_, InteropError>) -> Result<()> {
+        let slice = &self[index];
+        let values = slice.tensor.data::<f32>().map_err(wattle_router::Error::from)?;
+        let values = &values[slice.start..slice.start + slice.len()];
+        match slice.stored {
+            Stored::Bf16 => encode(values, |value| bf16::from_f32(value).to_le_bytes(), take),
+            _ => encode(values, f32::to_le_bytes, take),
+        }
     }
 }
 
@@ -105,22 +114,26 @@ fn write_weights(
     max_file_bytes: u64,
 ) -> Result<()> {
     let mut slices = Vec::new();
-    for Place { ours, pieces } in layout(config.family, &config.model, config.moe.as_ref(), config.vocab_size)
-    {
+    let places = layout(config.family, &config.model, config.moe.as_ref(), config.vocab_size);
+    for Place { ours, pieces, .. } in places {
         let tensor = match &ours {
             Target::Parameter(name) => store.master_by_name(name),
             Target::RouterBias(layer) => routing.get(*layer).and_then(|state| state.bias.as_ref()),
         };
         let Some(tensor) = tensor else { unreachable!("the model is built from the same configuration") };
-        let is_bias = matches!(ours, Target::RouterBias(_));
+        let stored = match ours {
+            Target::Parameter(_) => weight_type.stored(),
+            // Selection biases decide between close scores: they stay exact.
+            Target::RouterBias(_) => Stored::F32,
+        };
         let mut start = 0;
         for piece in pieces {
             let len: usize = piece.shape.iter().product();
-            slices.push(Slice { piece, tensor, start, is_bias });
+            slices.push(Slice { piece, tensor, start, stored });
             start += len;
         }
     }
-    let shards = split(slices, weight_type, max_file_bytes);
+    let shards = split(slices, max_file_bytes);
     let count = shards.len();
     let name_of = |number: usize| match count {
         1 => "model.safetensors".to_owned(),
@@ -132,9 +145,9 @@ fn write_weights(
         let name = name_of(number);
         for slice in shard {
             weight_map.insert(slice.piece.name.clone(), json!(name));
-            total_bytes += slice.bytes(weight_type);
+            total_bytes += slice.num_bytes();
         }
-        write_shard(&directory.join(&name), shard, weight_type)?;
+        safetensors::write(&directory.join(&name), shard)?;
     }
     if count > 1 {
         let index = json!({ "metadata": { "total_size": total_bytes }, "weight_map": weight_map });
@@ -144,11 +157,11 @@ fn write_weights(
 }
 
 /// Whole pieces, in order, in files of at most so many bytes.
-fn split(slices: Vec<Slice<'_>>, weight_type: WeightType, max_file_bytes: u64) -> Vec<Vec<Slice<'_>>> {
+fn split(slices: Vec<Slice<'_>>, max_file_bytes: u64) -> Vec<Vec<Slice<'_>>> {
     let mut shards: Vec<Vec<Slice<'_>>> = vec![Vec::new()];
     let mut used = 0;
     for slice in slices {
-        let bytes = slice.bytes(weight_type);
+        let bytes = slice.num_bytes();
         if used > 0 && used + bytes > max_file_bytes {
             shards.push(Vec::new());
             used = 0;
@@ -160,27 +173,4 @@ fn split(slices: Vec<Slice<'_>>, weight_type: WeightType, max_file_bytes: u64) -
         }
     }
     shards
-}
-
-fn write_shard(path: &Path, shard: &[Slice<'_>], weight_type: WeightType) -> Result<()> {
-    let describe =
-        |slice: &Slice<'_>| (slice.piece.name.clone(), slice.stored(weight_type), slice.piece.shape.clone());
-    let header = Header::new(shard.iter().map(describe))?;
-    files::replace_atomically(path, |file| {
-        file.write(&header.to_bytes())?;
-        let mut buffer = Vec::new();
-        for entry in &header.entries {
-            for values in shard[entry.index].values()?.chunks(CHUNK_VALUES) {
-                buffer.clear();
-                match entry.stored {
-                    Stored::Bf16 => {
-                        buffer.extend(values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes()));
-                    }
-                    _ => buffer.extend(values.iter().flat_map(|value| value.to_le_bytes())),
-                }
-                file.write(&buffer)?;
-            }
-        }
-        Ok(())
-    })
 }
