@@ -1,0 +1,5 @@
+//! NVIDIA GPUs: how the kernels in `cuda/*.cu` are launched.
+
+mod geometry;
+
+pub use geometry::Launch;

@@ -1,0 +1,11 @@
+//! The CUDA kernels on the host, against the f64 reference: every kernel, ragged and empty shapes included, with blocks
+//! and threads in both orders. What only a GPU can show (speed, the instructions behind the wrappers) is not tested here.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests fail by panicking"
+)]
+
+mod emulation;
+mod harness;
