@@ -111,39 +111,48 @@ __device__ __forceinline__ uint4 pack(const float (&x)[8]) {
 
 // The elements from `at` of a row of `n`, zeros behind its end. WIDE: one aligned access, for rows that pass is_wide.
 template <class T, bool WIDE> __device__ __forceinline__ uint4 load_chunk(const T *row, int at, int n) {
-    if (WIDE) return load_16_bytes(row + at);
-    float x[LANES_OF<T>];
+    if constexpr (WIDE) {
+        return load_16_bytes(row + at);
+    } else {
+        float x[LANES_OF<T>];
 #pragma unroll
-    for (int i = 0; i < LANES_OF<T>; i++) x[i] = at + i < n ? to_float(row[at + i]) : 0.0f;
-    return pack(x);
-}
-
-// Stores what load_chunk would read.
-template <class T, bool WIDE> __device__ __forceinline__ void store_chunk(T *row, int at, int n, const float (&x)[LANES_OF<T>]) {
-    if (WIDE) {
-        store_16_bytes(row + at, pack(x));
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < LANES_OF<T>; i++) {
-        if (at + i < n) row[at + i] = from_float<T>(x[i]);
+        for (int i = 0; i < LANES_OF<T>; i++) x[i] = at + i < n ? to_float(row[at + i]) : 0.0f;
+        return pack(x);
     }
 }
 
-// LANES consecutive floats from `at` of a row of `n`: a weight beside a chunk of another type.
-template <int LANES, bool WIDE> __device__ __forceinline__ void load_floats(const float *row, int at, int n, float (&x)[LANES]) {
-    if (WIDE) {
+// LANES elements from `at` of a row of `n` as floats, zeros behind its end: for operands whose type is not that of the
+// chunk they stand beside. LANES is a multiple of what 16 bytes hold.
+template <class T, int LANES, bool WIDE>
+__device__ __forceinline__ void load_values(const T *row, int at, int n, float (&x)[LANES]) {
+    constexpr int STEP = LANES_OF<T>;
 #pragma unroll
-        for (int i = 0; i < LANES; i += 4) {
-            float four[4];
-            unpack(load_16_bytes(row + at + i), four);
+    for (int i = 0; i < LANES; i += STEP) {
+        float part[STEP];
+        unpack(load_chunk<T, WIDE>(row, at + i, n), part);
 #pragma unroll
-            for (int j = 0; j < 4; j++) x[i + j] = four[j];
+        for (int j = 0; j < STEP; j++) x[i + j] = part[j];
+    }
+}
+
+// The other way round.
+template <class T, int LANES, bool WIDE>
+__device__ __forceinline__ void store_values(T *row, int at, int n, const float (&x)[LANES]) {
+    constexpr int STEP = LANES_OF<T>;
+#pragma unroll
+    for (int i = 0; i < LANES; i += STEP) {
+        float part[STEP];
+#pragma unroll
+        for (int j = 0; j < STEP; j++) part[j] = x[i + j];
+        if (WIDE) {
+            store_16_bytes(row + at + i, pack(part));
+        } else {
+#pragma unroll
+            for (int j = 0; j < STEP; j++) {
+                if (at + i + j < n) row[at + i + j] = from_float<T>(part[j]);
+            }
         }
-        return;
     }
-#pragma unroll
-    for (int i = 0; i < LANES; i++) x[i] = at + i < n ? row[at + i] : 0.0f;
 }
 
 // The dynamic shared memory of the launch, aligned for every use.
@@ -197,7 +206,21 @@ __device__ __forceinline__ float block_max(float x, float *scratch) {
     return x;
 }
 
-// Sum over the `width` threads of a row: neighbouring lanes up to a warp, or the whole block.
+// How kernels that work on rows share them out: `width` threads work on one row, neighbouring lanes (a power of two, up
+// to a warp) or the whole block. Threads beyond the last row go along, as reductions need them.
+struct RowShare {
+    i64 row;
+    // This thread among those of its row.
+    int lane;
+};
+
+__device__ __forceinline__ int rows_per_block(int width) { return blockDim.x / width; }
+
+__device__ __forceinline__ RowShare row_share(int width) {
+    return RowShare{(i64)blockIdx.x * rows_per_block(width) + threadIdx.x / width, int(threadIdx.x) % width};
+}
+
+// Sum over the threads of a row.
 __device__ __forceinline__ float row_sum(float x, int width, float *scratch) {
     return width <= WARP_LANES ? lanes_sum(x, width) : block_sum(x, scratch);
 }

@@ -1,7 +1,7 @@
 //! Launch geometry: from an operation's shape to its grid, its blocks and their shared memory.
 //!
 //! The shape alone decides, never the number of multiprocessors, so that sums over blocks are the same bits on every
-//! device.
+//! device. The numbers here are the constants of the `.cu` files of the same names.
 
 /// A grid of blocks of threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,4 +19,89 @@ impl Launch {
     pub fn row(blocks: u32, threads: u32) -> Self {
         Launch { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes: 0 }
     }
+
+    /// Whether there is nothing to do. A device refuses such a launch, so it is left out.
+    pub fn is_empty(&self) -> bool {
+        self.grid.contains(&0)
+    }
+}
+
+/// Lanes of a warp.
+const WARP: usize = 32;
+/// Bytes of the widest access of a thread.
+const CHUNK_BYTES: usize = 16;
+
+/// How a kernel shares out rows: `width` threads work on one row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// Threads for each row, an argument of the kernel.
+    pub width: u32,
+    /// The grid, one block for each `block / width` rows unless the kernel walks down them.
+    pub launch: Launch,
+}
+
+impl Rows {
+    /// `rows` rows of `d` elements, two chunks a thread while blocks of `max_threads` allow.
+    fn new(rows: usize, d: usize, element_bytes: usize, max_threads: usize) -> Self {
+        let wanted = (d * element_bytes).div_ceil(2 * CHUNK_BYTES).max(1);
+        let (width, block) = if wanted <= WARP {
+            (wanted.next_power_of_two(), 4 * WARP)
+        } else {
+            let width = wanted.next_multiple_of(WARP).min(max_threads);
+            (width, width)
+        };
+        Rows { width: width as u32, launch: Launch::row(blocks(rows, block / width), block as u32) }
+    }
+}
+
+/// `rms_norm_forward_*`. None when a row is longer than the kernel can hold.
+pub fn rms_norm(rows: usize, d: usize, element_bytes: usize) -> Option<Rows> {
+    const THREADS: usize = 512;
+    let fits = d * element_bytes <= 2 * CHUNK_BYTES * THREADS;
+    fits.then(|| Rows::new(rows, d, element_bytes, THREADS))
+}
+
+/// `rms_norm_backward_*`: at most 512 blocks walk down the rows, and each writes one row of partials.
+pub fn rms_norm_backward(rows: usize, d: usize, element_bytes: usize) -> Option<Rows> {
+    const MAX_BLOCKS: u32 = 512;
+    let mut geometry = rms_norm(rows, d, element_bytes)?;
+    let [num_blocks, ..] = &mut geometry.launch.grid;
+    *num_blocks = (*num_blocks).min(MAX_BLOCKS);
+    let side_by_side = geometry.launch.block[0] / geometry.width;
+    if side_by_side > 1 {
+        geometry.launch.shared_bytes = side_by_side * d as u32 * 4;
+    }
+    Some(geometry)
+}
+
+/// `sum_*` and `sum_of_squares_*` over `n` elements: one partial a block.
+pub fn sum(n: usize, element_bytes: usize) -> Launch {
+    const THREADS: usize = 256;
+    const CHUNKS: usize = 8;
+    Launch::row(blocks(n, THREADS * CHUNKS * CHUNK_BYTES / element_bytes), THREADS as u32)
+}
+
+/// `finish_sum`.
+pub fn finish_sum() -> Launch {
+    Launch::row(1, 1024)
+}
+
+/// `column_sums_*` over `rows` rows of `n`: one row of partials for each block in x.
+pub fn column_sums(rows: usize, n: usize, element_bytes: usize) -> Launch {
+    const THREADS: u32 = 256;
+    const ROWS: usize = 256;
+    Launch {
+        grid: [blocks(rows, ROWS), blocks(n, WARP * CHUNK_BYTES / element_bytes), 1],
+        ..Launch::row(1, THREADS)
+    }
+}
+
+/// `add_column_sums` into `n` columns.
+pub fn add_column_sums(n: usize) -> Launch {
+    Launch::row(blocks(n, WARP), 1024)
+}
+
+/// Blocks for `n` things, `per_block` each.
+fn blocks(n: usize, per_block: usize) -> u32 {
+    u32::try_from(n.div_ceil(per_block)).unwrap_or(u32::MAX)
 }

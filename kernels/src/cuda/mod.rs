@@ -1,5 +1,5 @@
 //! NVIDIA GPUs: how the kernels in `cuda/*.cu` are launched.
 
-mod geometry;
+pub mod geometry;
 
 pub use geometry::Launch;

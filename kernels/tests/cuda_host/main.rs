@@ -9,3 +9,5 @@
 
 mod emulation;
 mod harness;
+mod reduce;
+mod rms_norm;

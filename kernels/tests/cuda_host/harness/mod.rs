@@ -17,8 +17,8 @@ use wattle_kernels::bf16;
 pub trait Float: Value {
     /// How kernel names end.
     const SUFFIX: &str;
-    /// What one rounding to this type may change, relative to the value: the unit of tolerances.
-    const UNIT: f64;
+    /// What rounding to this type once, after some arithmetic in f32, may change, relative to the value.
+    const TOLERANCE: f64;
     /// The nearest value.
     fn from_f64(x: f64) -> Self;
     /// The value.
@@ -27,7 +27,7 @@ pub trait Float: Value {
 
 impl Float for f32 {
     const SUFFIX: &str = "f32";
-    const UNIT: f64 = 1.0 / (1 << 24) as f64;
+    const TOLERANCE: f64 = 2e-6;
     fn from_f64(x: f64) -> Self {
         x as f32
     }
@@ -38,7 +38,7 @@ impl Float for f32 {
 
 impl Float for bf16 {
     const SUFFIX: &str = "bf16";
-    const UNIT: f64 = 1.0 / (1 << 9) as f64;
+    const TOLERANCE: f64 = 4.2e-3; // 2^-8, with room for an f32 result on the other side of a tie
     fn from_f64(x: f64) -> Self {
         bf16::from_f64(x)
     }
@@ -55,4 +55,12 @@ pub fn floats<T: Float>(values: &[f64]) -> Buffer<T> {
 /// A buffer of floats that nobody has written yet.
 pub fn unwritten<T: Float>(len: usize) -> Buffer<T> {
     floats(&vec![f64::NAN; len])
+}
+
+/// Runs `f` with blocks and threads in both orders, asserts equal results and returns them. Compare [`bits`] of buffers.
+#[track_caller]
+pub fn in_both_orders<R: PartialEq>(f: impl Fn(Order) -> R) -> R {
+    let forward = f(Order::Forward);
+    assert!(f(Order::Reversed) == forward, "another order of blocks and threads gives other bits");
+    forward
 }
