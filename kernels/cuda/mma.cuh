@@ -59,12 +59,25 @@ __device__ __forceinline__ void copy_async(SharedAddress to, const void *from, b
                  : "memory");
 }
 
+// As copy_async, 4 bytes.
+__device__ __forceinline__ void copy_async_4(SharedAddress to, const void *from, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
+                 "r"(valid ? 4 : 0)
+                 : "memory");
+}
+
 // Makes one group of this thread's copies since the last group.
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most the latest PENDING groups of this thread are still under way.
 template <int PENDING> __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+// x, of which the compiler knows nothing: what is computed from it in a loop stays there, and takes no register around it.
+__device__ __forceinline__ unsigned opaque(unsigned x) {
+    asm volatile("" : "+r"(x));
+    return x;
 }
 
 // 2^x to 2 units in the last place, 0 below the normal range.
@@ -86,10 +99,6 @@ static inline SharedAddress shared_address(const void *pointer) { return reinter
 
 namespace host {
 
-static inline void expect_aligned(const char *what, unsigned long long address) {
-    if (address % 16) fail("%s: address %llx is not a multiple of 16", what, address);
-}
-
 struct MatrixLoad {
     SharedAddress address;
     Fragment4 row, result;
@@ -101,7 +110,7 @@ static inline unsigned short half_of(const Fragment4 &f, unsigned element) {
 
 // The row is read before the lanes meet: a lane that runs ahead must not change what the others load.
 static inline MatrixLoad read_row(const char *what, SharedAddress address) {
-    expect_aligned(what, address);
+    if (address % 16) fail("%s: address %llx is not a multiple of 16", what, address);
     MatrixLoad load{};
     load.address = address;
     memcpy(&load.row, reinterpret_cast<const void *>(address), sizeof load.row);
@@ -175,6 +184,7 @@ static inline void complete_mma(Mma **lanes, unsigned) {
 struct Copy {
     SharedAddress to;
     const void *from;
+    unsigned bytes;
     bool valid;
 };
 
@@ -188,9 +198,23 @@ static CopyQueue copy_queues[MAX_BLOCK_THREADS];
 
 static inline void land(const Copy &copy) {
     if (copy.valid) {
-        memcpy(reinterpret_cast<void *>(copy.to), copy.from, 16);
+        memcpy(reinterpret_cast<void *>(copy.to), copy.from, copy.bytes);
     } else {
-        memset(reinterpret_cast<void *>(copy.to), 0, 16);
+        memset(reinterpret_cast<void *>(copy.to), 0, copy.bytes);
+    }
+}
+
+// Hardware may land a copy at any time between its issue and the end of the wait for it. Every other copy of a thread
+// lands at once and every other at the wait, so that both a stage overwritten too early and one read too early show.
+static inline void start_copy(const Copy &copy) {
+    if (copy.to % copy.bytes || (copy.valid && reinterpret_cast<unsigned long long>(copy.from) % copy.bytes)) {
+        fail("copy_async of %u bytes from %p to %llx, which is not aligned", copy.bytes, copy.from, copy.to);
+    }
+    CopyQueue &queue = copy_queues[current->number];
+    if (queue.count++ % 2) {
+        land(copy);
+    } else {
+        queue.groups.back().push_back(copy);
     }
 }
 
@@ -213,18 +237,12 @@ static inline void mma_bf16(float (&c)[4], const Fragment4 &a, unsigned b0, unsi
     host::warp_operation("mma_bf16", 0xffffffffu, mma, host::complete_mma);
 }
 
-// Hardware may land a copy at any time between its issue and the end of the wait for it. Every other copy of a thread
-// lands at once and every other at the wait, so that both a stage overwritten too early and one read too early show.
 static inline void copy_async(SharedAddress to, const void *from, bool valid) {
-    host::expect_aligned("copy_async to", to);
-    if (valid) host::expect_aligned("copy_async from", reinterpret_cast<unsigned long long>(from));
-    host::CopyQueue &queue = host::copy_queues[host::current->number];
-    host::Copy copy{to, from, valid};
-    if (queue.count++ % 2) {
-        host::land(copy);
-    } else {
-        queue.groups.back().push_back(copy);
-    }
+    host::start_copy({to, from, 16, valid});
+}
+
+static inline void copy_async_4(SharedAddress to, const void *from, bool valid) {
+    host::start_copy({to, from, 4, valid});
 }
 
 static inline void commit_copies() { host::copy_queues[host::current->number].groups.emplace_back(); }
@@ -236,6 +254,8 @@ template <int PENDING> static inline void wait_copies() {
         groups.pop_front();
     }
 }
+
+static inline unsigned opaque(unsigned x) { return x; }
 
 static inline float exp2_fast(float x) {
     float y = exp2f(x);
