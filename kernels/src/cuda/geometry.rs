@@ -101,6 +101,34 @@ pub fn add_column_sums(n: usize) -> Launch {
     Launch::row(blocks(n, WARP), 1024)
 }
 
+/// `swiglu_*` over `rows` rows of `f` hidden elements.
+pub fn swiglu(rows: usize, f: usize, element_bytes: usize) -> Rows {
+    Rows::new(rows, f, element_bytes, 512)
+}
+
+/// `bias_forward_*` over `rows` rows of `n`.
+pub fn bias(rows: usize, n: usize, element_bytes: usize) -> Rows {
+    Rows::new(rows, n, element_bytes, 512)
+}
+
+/// `gather_*` and `gather_sum_*` into `rows` rows of `d`.
+pub fn permute(rows: usize, d: usize, element_bytes: usize) -> Rows {
+    Rows::new(rows, d, element_bytes, 512)
+}
+
+/// `rope_*` over `tokens` tokens of all sequences, where the first `half` elements of a head turn with the next `half`.
+pub fn rope(tokens: usize, half: usize, element_bytes: usize) -> Launch {
+    const THREADS: usize = 256;
+    Launch::row(blocks(tokens * (half * element_bytes).div_ceil(CHUNK_BYTES), THREADS), THREADS as u32)
+}
+
+/// The kernels of `elementwise.cu` over `n` elements.
+pub fn elementwise(n: usize) -> Launch {
+    const THREADS: usize = 256;
+    const PER_THREAD: usize = 16;
+    Launch::row(blocks(n, THREADS * PER_THREAD), THREADS as u32)
+}
+
 /// Blocks for `n` things, `per_block` each.
 fn blocks(n: usize, per_block: usize) -> u32 {
     u32::try_from(n.div_ceil(per_block)).unwrap_or(u32::MAX)

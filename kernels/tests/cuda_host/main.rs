@@ -7,7 +7,11 @@
     reason = "helpers of tests fail by panicking"
 )]
 
+mod elementwise;
 mod emulation;
 mod harness;
+mod permute;
 mod reduce;
 mod rms_norm;
+mod rope;
+mod swiglu;

@@ -1,0 +1,61 @@
+// Rotary position embedding, half-split: the pair (i, i + half) of each head turns by an angle of its token's position.
+//
+// Shapes: x [tokens, heads, head_dim] in place, tokens = batch * sequence; cos, sin f32 [positions, half], 2*half <= head_dim;
+// elements from 2*half on stay. Token n stands at position start + n % sequence. `back` turns the other way: the backward.
+// Launch: geometry::rope; a thread turns one chunk of pairs of a token in every head, so that its angles are read once.
+// Bytes: x read and written, the table once a token.
+#include "common.cuh"
+
+constexpr int ROPE_THREADS = 256;
+
+template <class T, bool WIDE>
+__device__ void rotate(T *x, const float *cos, const float *sin, i64 tokens, int sequence, int start, int heads, int head_dim,
+                       int half, int back) {
+    constexpr int LANES = LANES_OF<T>;
+    const int chunks = (half + LANES - 1) / LANES;
+    const i64 thread = (i64)blockIdx.x * ROPE_THREADS + threadIdx.x;
+    const i64 token = thread / chunks;
+    const int at = int(thread % chunks) * LANES;
+    if (token >= tokens) return;
+    const i64 angles = (i64)(start + int(token % sequence)) * half;
+    float cosines[LANES], sines[LANES];
+    load_values<float, LANES, WIDE>(cos + angles, at, half, cosines);
+    load_values<float, LANES, WIDE>(sin + angles, at, half, sines);
+    T *head = x + token * heads * head_dim;
+#pragma unroll 4
+    for (int h = 0; h < heads; h++, head += head_dim) {
+        float first[LANES], second[LANES], turned[LANES];
+        unpack(load_chunk<T, WIDE>(head, at, half), first);
+        unpack(load_chunk<T, WIDE>(head + half, at, half), second);
+#pragma unroll
+        for (int i = 0; i < LANES; i++) {
+            const float sine = back ? -sines[i] : sines[i];
+            turned[i] = first[i] * cosines[i] - second[i] * sine;
+            second[i] = second[i] * cosines[i] + first[i] * sine;
+        }
+        store_values<T, LANES, WIDE>(head, at, half, turned);
+        store_values<T, LANES, WIDE>(head + half, at, half, second);
+    }
+}
+
+template <class T>
+__device__ __forceinline__ void rope(T *x, const float *cos, const float *sin, i64 tokens, int sequence, int start, int heads,
+                                     int head_dim, int half, int back) {
+    if (is_wide(x, head_dim) && half % LANES_OF<T> == 0 && is_wide(cos, half) && is_wide(sin, half)) {
+        rotate<T, true>(x, cos, sin, tokens, sequence, start, heads, head_dim, half, back);
+    } else {
+        rotate<T, false>(x, cos, sin, tokens, sequence, start, heads, head_dim, half, back);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(ROPE_THREADS)
+rope_f32(float *x, const float *cos, const float *sin, i64 tokens, int sequence, int start, int heads, int head_dim, int half,
+         int back) {
+    rope(x, cos, sin, tokens, sequence, start, heads, head_dim, half, back);
+}
+
+extern "C" __global__ void __launch_bounds__(ROPE_THREADS)
+rope_bf16(bf16 *x, const float *cos, const float *sin, i64 tokens, int sequence, int start, int heads, int head_dim, int half,
+          int back) {
+    rope(x, cos, sin, tokens, sequence, start, heads, head_dim, half, back);
+}
