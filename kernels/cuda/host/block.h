@@ -8,6 +8,7 @@
 
 #include "fiber.h"
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
@@ -226,6 +227,28 @@ static void report_standstill() {
     }
 }
 
+// Gives each thread of the warp that begins at `first` a turn; false if none could go on.
+static bool run_warp(size_t first, bool reversed, size_t &live) {
+    size_t count = std::min<size_t>(WARP, fibers.size() - first);
+    bool progress = false;
+    for (size_t turn = 0; turn < count; turn++) {
+        Fiber &fiber = fibers[first + (reversed ? count - 1 - turn : turn)];
+        if (fiber.done) continue;
+        if (fiber.blocked && fiber.can_go_on && fiber.can_go_on(fiber.watched)) {
+            fiber.blocked = false;
+            fiber.can_go_on = nullptr;
+        }
+        if (fiber.blocked) continue;
+        progress = true;
+        current = &fiber;
+        thread_index = fiber.index;
+        switch_context(scheduler, fiber.context);
+        if (!error.empty()) return false;
+        live -= fiber.done;
+    }
+    return progress;
+}
+
 static void run_block(bool reversed) {
     size_t count = fibers.size();
     for (size_t i = 0; i < count; i++) {
@@ -242,22 +265,14 @@ static void run_block(bool reversed) {
         barrier.waiting.clear();
     }
     size_t live = count;
+    size_t num_warps = (count + WARP - 1) / WARP;
     while (live > 0) {
         bool progress = false;
-        for (size_t turn = 0; turn < count; turn++) {
-            Fiber &fiber = fibers[reversed ? count - 1 - turn : turn];
-            if (fiber.done) continue;
-            if (fiber.blocked && fiber.can_go_on && fiber.can_go_on(fiber.watched)) {
-                fiber.blocked = false;
-                fiber.can_go_on = nullptr;
-            }
-            if (fiber.blocked) continue;
-            progress = true;
-            current = &fiber;
-            thread_index = fiber.index;
-            switch_context(scheduler, fiber.context);
+        for (size_t turn = 0; turn < num_warps; turn++) {
+            // A warp goes as far as it can before the next has its turn: what a missing barrier lets it overtake shows.
+            size_t warp = reversed ? num_warps - 1 - turn : turn;
+            while (run_warp(warp * WARP, reversed, live)) progress = true;
             if (!error.empty()) return;
-            live -= fiber.done;
         }
         if (!progress) return report_standstill();
     }
