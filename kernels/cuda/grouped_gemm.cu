@@ -8,8 +8,8 @@
 // the output instead, and leaves those alone. Null offsets are one expert with all rows: a plain product. Where `rows`
 // is not null, row r of the operand is row rows[r] of what is given (-1: zeros), so that no gathered copy is made.
 //
-// Launch: 128 threads, any number of blocks: blocks walk the tiles from the offsets, so the host knows no counts; blocks
-// times what fits a multiprocessor (2) times multiprocessors is right. 64 KiB of dynamic shared memory.
+// Launch: 128 threads and any number of blocks, which walk the tiles that they find from the offsets, so that the host
+// knows no counts; as many as fit at once, two a multiprocessor, are right. 64 KiB of dynamic shared memory.
 // o and i (f and i for SwiGLU) are multiples of 8, bases aligned to 16 bytes. Fewer than 2^31 tiles.
 // Registers: up to 255 (128 hold the sums), so two blocks a multiprocessor.
 // Tile: 128x128 outputs, 32 deep, 4 stages of 16 KiB; 4 warps of 64x64. 64 FLOPs for each byte a tile loads (128·128·2 /
@@ -356,7 +356,7 @@ __device__ __forceinline__ void weight_gradient(Out *dw, const bf16 *dy, const b
 // silu(gate)·up·weight of two neighbouring columns.
 __device__ __forceinline__ u32 swiglu(u32 gate, u32 up, float weight) {
     float2 g = unpack_bf16(gate), u = unpack_bf16(up);
-    return pack_bf16(g.x * sigmoid(g.x) * u.x * weight, g.y * sigmoid(g.y) * u.y * weight);
+    return pack_bf16(u.x * (g.x * sigmoid(g.x) * weight), u.y * (g.y * sigmoid(g.y) * weight));
 }
 
 } // namespace

@@ -9,6 +9,7 @@
 
 mod elementwise;
 mod emulation;
+mod grouped_gemm;
 mod harness;
 mod permute;
 mod reduce;
