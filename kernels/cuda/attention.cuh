@@ -44,8 +44,8 @@ struct Visible {
 
     // Without short cuts: a few comparisons cost less than branches.
     __device__ __forceinline__ bool sees(int query, int key) const {
-        bool near = abs(query - key) < window;
-        return !(causal & (key > query)) & (near | (key < num_global) | (query < num_global));
+        bool later = causal & (key > query), near = abs(query - key) < window;
+        return (!later) & (near | (key < num_global) | (query < num_global));
     }
 
     // Every query of the box sees every key of it.

@@ -7,6 +7,9 @@
     reason = "helpers of tests fail by panicking"
 )]
 
+mod attention;
+mod adamw;
+mod cross_entropy;
 mod elementwise;
 mod emulation;
 mod grouped_gemm;
