@@ -129,6 +129,97 @@ pub fn elementwise(n: usize) -> Launch {
     Launch::row(blocks(n, THREADS * PER_THREAD), THREADS as u32)
 }
 
+/// `cross_entropy_*` over `rows` rows of logits.
+pub fn cross_entropy(rows: usize) -> Launch {
+    Launch::row(blocks(rows, 1), 512)
+}
+
+/// `router_forward_*`, `router_backward_*` and `router_balance_terms` over `tokens` tokens.
+pub fn router(tokens: usize) -> Launch {
+    const TOKENS: usize = 8;
+    Launch::row(blocks(tokens, TOKENS), 256)
+}
+
+/// The ending of the names of the router's kernels that serve `num_experts` experts, `k` of them a token. None when
+/// there are more than any serves.
+pub fn router_kernel(num_experts: usize, k: usize) -> Option<u32> {
+    const MAX_CHOICES: usize = WARP;
+    [64, 256, 1024].into_iter().find(|&most| num_experts <= most as usize && k <= MAX_CHOICES)
+}
+
+/// `router_update_bias`.
+pub fn router_update_bias() -> Launch {
+    Launch::row(1, 1024)
+}
+
+/// The most bins of a counting sort: experts of a layer.
+pub const MAX_BINS: usize = 1024;
+
+/// The launches of a stable counting sort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CountingSort {
+    /// Tiles, a kernel argument: the scratch is u32 `[bins, tiles]`.
+    pub num_tiles: u32,
+    /// `*_count`, one block a tile.
+    pub count: Launch,
+    /// The scan over tiles and bins, one block. It runs for no items too.
+    pub scan: Launch,
+    /// `*_place`, one block a tile.
+    pub place: Launch,
+}
+
+/// A sort of `n` items into `bins` bins.
+fn counting_sort(n: usize, bins: usize) -> CountingSort {
+    const THREADS: u32 = 256;
+    const TILE: usize = 2048;
+    let num_tiles = blocks(n, TILE);
+    let count = Launch::row(num_tiles, THREADS);
+    let shared_bytes = THREADS / WARP as u32 * bins as u32 * 4;
+    CountingSort { num_tiles, count, scan: Launch::row(1, 1024), place: Launch { shared_bytes, ..count } }
+}
+
+/// `routing_count`, `routing_offsets` and `routing_place` over `assignments` assignments.
+pub fn routing_plan(assignments: usize, num_experts: usize) -> Option<CountingSort> {
+    (num_experts <= MAX_BINS).then(|| counting_sort(assignments, num_experts))
+}
+
+/// `routing_group_load`, one block a group.
+pub fn routing_group_load(groups: usize) -> Launch {
+    Launch::row(blocks(groups, 1), 256)
+}
+
+/// `embedding_forward_*` into `tokens` rows of `d`; `narrow_bytes` is the size of the narrower element type.
+pub fn embedding_forward(tokens: usize, d: usize, narrow_bytes: usize) -> Rows {
+    Rows::new(tokens, d, narrow_bytes, 512)
+}
+
+/// The sort of tokens by id: its launches, and the first bit of each pass.
+pub fn embedding_sort(tokens: usize, vocabulary: usize) -> (CountingSort, impl Iterator<Item = u32>) {
+    const RADIX_BITS: u32 = 8;
+    let bits = usize::BITS - vocabulary.saturating_sub(1).leading_zeros();
+    (counting_sort(tokens, 1 << RADIX_BITS), (0..bits.max(1)).step_by(RADIX_BITS as usize))
+}
+
+/// Sorted tokens that a block of `embedding_backward_*` sums: partials are f32 `[tokens / this, 2, d]`.
+pub const RUN_TILE: usize = 64;
+
+/// `embedding_backward_tiles_*`, and with four bytes an element `embedding_backward_runs`.
+pub fn embedding_backward(tokens: usize, d: usize, element_bytes: usize) -> Launch {
+    const THREADS: usize = 128;
+    let columns = THREADS * CHUNK_BYTES / element_bytes;
+    Launch { grid: [blocks(tokens, RUN_TILE), blocks(d, columns), 1], ..Launch::row(1, THREADS as u32) }
+}
+
+/// `gradient_squares` and `adamw_step_*` over all tiles of all parameters.
+pub fn adamw(num_tiles: usize) -> Launch {
+    Launch::row(blocks(num_tiles, 1), 256)
+}
+
+/// `adamw_prepare`.
+pub fn adamw_prepare() -> Launch {
+    Launch::row(1, 1024)
+}
+
 /// Blocks for `n` things, `per_block` each.
 fn blocks(n: usize, per_block: usize) -> u32 {
     u32::try_from(n.div_ceil(per_block)).unwrap_or(u32::MAX)

@@ -7,8 +7,8 @@
     reason = "helpers of tests fail by panicking"
 )]
 
-mod attention;
 mod adamw;
+mod attention;
 mod cross_entropy;
 mod elementwise;
 mod emulation;

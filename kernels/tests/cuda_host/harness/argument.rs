@@ -2,6 +2,8 @@
 
 use std::ffi::c_void;
 
+use wattle_kernels::cuda::adamw::AdamWSettings;
+
 /// One argument, with the type that the kernel declares.
 #[derive(Clone, Copy, Debug)]
 pub enum Argument {
@@ -13,6 +15,8 @@ pub enum Argument {
     I64(i64),
     /// `float`.
     F32(f32),
+    /// The struct of the same name.
+    AdamW(AdamWSettings),
 }
 
 impl Argument {
@@ -35,6 +39,7 @@ impl Argument {
             Argument::I32(value) => std::ptr::from_ref(value).cast(),
             Argument::I64(value) => std::ptr::from_ref(value).cast(),
             Argument::F32(value) => std::ptr::from_ref(value).cast(),
+            Argument::AdamW(value) => std::ptr::from_ref(value).cast(),
         };
         address.cast_mut()
     }
