@@ -15,7 +15,7 @@
 // Tile: 128x128 outputs, 32 deep, 4 stages of 16 KiB; 4 warps of 64x64. 64 FLOPs for each byte a tile loads (128·128·2 /
 // (256·2)): above what L2 gives, so the tiles of 8 rows of tiles are walked together to share their weights there.
 // Each output has one owner and one order of summation: the same bits for any grid.
-#include "mma.cuh"
+#include "grouped_gemm.cuh"
 
 namespace {
 
@@ -25,14 +25,11 @@ constexpr int STAGES = 4;
 constexpr int THREADS = 128;
 constexpr int OPERAND_BYTES = TILE * DEPTH * 2;
 constexpr int STAGE_BYTES = 2 * OPERAND_BYTES;
-constexpr int BAND = 8;
 // A warp's part of a tile, 64x64, in pieces of 16x8.
 constexpr int M_PIECES = 4;
 constexpr int N_PIECES = 8;
 
 typedef float Sums[M_PIECES][N_PIECES][4];
-
-__device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 // An operand whose summed dimension is contiguous: 128 rows of 32 elements. Thread t copies chunk t % 4 of the rows
 // t / 4 + 32·j.
@@ -190,117 +187,17 @@ __device__ __forceinline__ void clear(Sums &sums) {
     }
 }
 
-// Stores 32 columns from `column` of one row, of which this lane holds two in each of four pieces.
-__device__ __forceinline__ void store_packed(bf16 *row, u32 (&words)[4], int column, int width, bool valid) {
-    transpose_quad(words);
-    column += threadIdx.x % 4 * 8;
-    if (valid && column < width) {
-        *reinterpret_cast<uint4 *>(row + column) = make_uint4(words[0], words[1], words[2], words[3]);
-    }
-}
+// This lane's first row of a warp's part of a tile at row m.
+__device__ __forceinline__ int lane_row(int m) { return m + threadIdx.x / 64 * 64 + threadIdx.x % 32 / 4; }
 
-__device__ __forceinline__ void store_32(bf16 *row, const float2 (&values)[4], int column, int width, bool valid,
-                                         bool accumulate) {
-    u32 words[4];
-#pragma unroll
-    for (int n = 0; n < 4; n++) {
-        int at = column + n * 8 + threadIdx.x % 4 * 2;
-        float2 old = make_float2(0.0f, 0.0f);
-        if (accumulate && valid && at < width) old = unpack_bf16(*reinterpret_cast<const u32 *>(row + at));
-        words[n] = pack_bf16(old.x + values[n].x, old.y + values[n].y);
-    }
-    store_packed(row, words, column, width, valid);
-}
-
-__device__ __forceinline__ void store_32(float *row, const float2 (&values)[4], int column, int width, bool valid,
-                                         bool accumulate) {
-#pragma unroll
-    for (int n = 0; n < 4; n++) {
-        int at = column + n * 8 + threadIdx.x % 4 * 2;
-        if (!valid || at >= width) continue;
-        float2 *place = reinterpret_cast<float2 *>(row + at);
-        float2 old = accumulate ? *place : make_float2(0.0f, 0.0f);
-        *place = make_float2(old.x + values[n].x, old.y + values[n].y);
-    }
-}
-
-// Stores the tile at row m, below row end_m, and column n of an output of `width` columns.
+// Stores the tile at row m, below row end, and column n of an output of `width` columns.
 template <class Out>
-__device__ __forceinline__ void store(Out *out, const Sums &sums, int m, int end_m, int n, int width,
-                                      bool accumulate) {
-    m += threadIdx.x / 64 * 64 + threadIdx.x % 32 / 4;
-    n += threadIdx.x / 32 % 2 * 64;
+__device__ __forceinline__ void store(Out *out, const Sums &sums, int m, int end, int n, int width, bool accumulate) {
 #pragma unroll
-    for (int half_row = 0; half_row < 2 * M_PIECES; half_row++) {
-        int row = m + half_row * 8;
-#pragma unroll
-        for (int part = 0; part < 2; part++) {
-            float2 values[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float *sum = sums[half_row / 2][part * 4 + i] + half_row % 2 * 2;
-                values[i] = make_float2(sum[0], sum[1]);
-            }
-            store_32(out + i64(row) * width, values, n + part * 32, width, row < end_m, accumulate);
-        }
+    for (int piece = 0; piece < M_PIECES; piece++) {
+        store_pieces(out, sums[piece], lane_row(m) + piece * 16, end, n + threadIdx.x / 32 % 2 * 64, width, accumulate);
     }
 }
-
-// Finds tiles of TILE rows among experts. Each warp keeps its own, 32 experts at a time; tiles are asked for in rising
-// order. Expert `num_experts` stands for the rows behind the last offset.
-struct TileWalk {
-    const int *offsets;
-    int num_experts, num_rows, n_tiles;
-    int base, before;
-    // The tile found.
-    int expert, m, n, end;
-
-    __device__ __forceinline__ TileWalk(const int *offsets, int num_experts, int num_rows, int n_tiles)
-        : offsets(offsets), num_experts(num_experts), num_rows(num_rows), n_tiles(n_tiles), base(0), before(0) {}
-
-    __device__ __forceinline__ int offset(int e) const {
-        if (e > num_experts) return num_rows;
-        return offsets ? offsets[e] : (e == 0 ? 0 : num_rows);
-    }
-
-    __device__ __forceinline__ bool find(int tile) {
-        const u32 all = 0xffffffffu;
-        int lane = threadIdx.x % 32;
-        for (; base <= num_experts; base += 32) {
-            int e = base + lane;
-            int begin_e = offset(e), end_e = offset(e + 1);
-            int tiles = ceil_div(end_e - begin_e, TILE) * n_tiles;
-            int sum = tiles;
-            for (int distance = 1; distance < 32; distance *= 2) {
-                int other = __shfl_up_sync(all, sum, distance);
-                sum += lane >= distance ? other : 0;
-            }
-            u32 behind = __ballot_sync(all, tile < before + sum);
-            if (behind) {
-                int owner = __ffs(behind) - 1;
-                int within = tile - before - __shfl_sync(all, sum - tiles, owner);
-                expert = base + owner;
-                end = __shfl_sync(all, end_e, owner);
-                place(within, __shfl_sync(all, begin_e, owner));
-                return true;
-            }
-            before += __shfl_sync(all, sum, 31);
-        }
-        return false;
-    }
-
-    // Tiles go down BAND rows of tiles, then right, so that those in flight together share weights and rows in L2.
-    __device__ __forceinline__ void place(int within, int begin) {
-        int m_tiles = ceil_div(end - begin, TILE);
-        int first = within / (BAND * n_tiles) * BAND;
-        int height = min(BAND, m_tiles - first);
-        within -= first * n_tiles;
-        m = begin + (first + within % height) * TILE;
-        n = within / height;
-    }
-
-    __device__ __forceinline__ bool is_padding() const { return expert == num_experts; }
-};
 
 // out = a·W_eᵀ, or a·W_e where `Weight` is a ColumnOperand.
 template <class Weight, class Out>
@@ -308,7 +205,7 @@ __device__ __forceinline__ void product_over_experts(Out *out, const bf16 *a, co
                                                      const int *rows, int num_rows, int num_experts, int width,
                                                      int depth, bool accumulate) {
     SharedAddress shared = shared_address(dynamic_shared());
-    TileWalk walk(offsets, num_experts, num_rows, ceil_div(width, TILE));
+    TileWalk<TILE> walk(offsets, num_experts, num_rows, ceil_div(width, TILE));
     for (int tile = blockIdx.x; walk.find(tile); tile += gridDim.x) {
         if (walk.is_padding() && accumulate) break;
         Sums sums;
@@ -353,12 +250,6 @@ __device__ __forceinline__ void weight_gradient(Out *dw, const bf16 *dy, const b
     }
 }
 
-// silu(gate)·up·weight of two neighbouring columns.
-__device__ __forceinline__ u32 swiglu(u32 gate, u32 up, float weight) {
-    float2 g = unpack_bf16(gate), u = unpack_bf16(up);
-    return pack_bf16(u.x * (g.x * sigmoid(g.x) * weight), u.y * (g.y * sigmoid(g.y) * weight));
-}
-
 } // namespace
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
@@ -399,14 +290,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 }
 
 // h_rf = silu(gate)·up·weights_r over [gate | up] = x·W_eᵀ, w_e2fi with the rows of gate first. Where `gate_up` is not
-// null, [gate | up] is stored there for the backward. h is computed from its rounded values, as swiglu does from what is
-// stored: the same bits as the two kernels one after the other. Null weights are ones.
-// A warp's 64 columns are 32 of gate and the same 32 of up, so that each lane holds both factors of its products.
+// null, [gate | up] is stored there for the backward. Null weights are ones.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     grouped_gemm_swiglu(bf16 *h, bf16 *gate_up, const bf16 *x, const bf16 *w, const float *weights, const int *offsets,
                         const int *rows, int num_rows, int num_experts, int f, int i) {
     SharedAddress shared = shared_address(dynamic_shared());
-    TileWalk walk(offsets, num_experts, num_rows, ceil_div(f, TILE / 2));
+    TileWalk<TILE> walk(offsets, num_experts, num_rows, ceil_div(f, TILE / 2));
     for (int tile = blockIdx.x; walk.find(tile); tile += gridDim.x) {
         Sums sums;
         clear(sums);
@@ -416,34 +305,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                 row += walk.m;
                 return row >= walk.end ? -1 : rows ? rows[row] : row;
             });
-            RowOperand right =
-                row_operand(w + i64(walk.expert) * 2 * f * i, i, i, [&](int column) {
-                    int of_f = n + column / 64 * 32 + column % 32;
-                    return of_f >= f ? -1 : column % 64 < 32 ? of_f : f + of_f;
-                });
+            RowOperand right = row_operand(w + i64(walk.expert) * 2 * f * i, i, i,
+                                           [&](int column) { return gate_up_row(n, column, f); });
             multiply(sums, left, right, ceil_div(i, DEPTH), shared);
         }
-        int column = n + threadIdx.x / 32 % 2 * 32;
+        const float *tile_weights = walk.is_padding() ? nullptr : weights;
 #pragma unroll
-        for (int half_row = 0; half_row < 2 * M_PIECES; half_row++) {
-            int row = walk.m + threadIdx.x / 64 * 64 + threadIdx.x % 32 / 4 + half_row * 8;
-            bool valid = row < walk.end;
-            float weight = valid && weights && !walk.is_padding() ? weights[row] : 1.0f;
-            u32 gate[4], up[4], product[4];
-#pragma unroll
-            for (int n = 0; n < 4; n++) {
-                const float *g = sums[half_row / 2][n] + half_row % 2 * 2;
-                const float *u = sums[half_row / 2][n + 4] + half_row % 2 * 2;
-                gate[n] = pack_bf16(g[0], g[1]);
-                up[n] = pack_bf16(u[0], u[1]);
-                product[n] = swiglu(gate[n], up[n], weight);
-            }
-            store_packed(h + i64(row) * f, product, column, f, valid);
-            if (gate_up) {
-                bf16 *both = gate_up + i64(row) * 2 * f;
-                store_packed(both, gate, column, f, valid);
-                store_packed(both + f, up, column, f, valid);
-            }
+        for (int piece = 0; piece < M_PIECES; piece++) {
+            store_swiglu(h, gate_up, tile_weights, sums[piece], lane_row(walk.m) + piece * 16, walk.end,
+                         n + threadIdx.x / 32 % 2 * 32, f);
         }
     }
 }
