@@ -12,16 +12,17 @@ template <class T, bool WIDE>
 __device__ void rotate(T *x, const float *cos, const float *sin, i64 tokens, int sequence, int start, int heads, int head_dim,
                        int half, int back) {
     constexpr int LANES = LANES_OF<T>;
-    const int chunks = (half + LANES - 1) / LANES;
-    const i64 thread = (i64)blockIdx.x * ROPE_THREADS + threadIdx.x;
-    const i64 token = thread / chunks;
+    const u32 chunks = (half + LANES - 1) / LANES;
+    // Fewer than 2^32 threads: x would not fit a device otherwise.
+    const u32 thread = blockIdx.x * ROPE_THREADS + threadIdx.x;
+    const u32 token = thread / chunks;
     const int at = int(thread % chunks) * LANES;
     if (token >= tokens) return;
-    const i64 angles = (i64)(start + int(token % sequence)) * half;
+    const i64 angles = (i64)(start + token % sequence) * half;
     float cosines[LANES], sines[LANES];
     load_values<float, LANES, WIDE>(cos + angles, at, half, cosines);
     load_values<float, LANES, WIDE>(sin + angles, at, half, sines);
-    T *head = x + token * heads * head_dim;
+    T *head = x + (i64)token * heads * head_dim;
 #pragma unroll 4
     for (int h = 0; h < heads; h++, head += head_dim) {
         float first[LANES], second[LANES], turned[LANES];
