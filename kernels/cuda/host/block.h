@@ -99,6 +99,12 @@ __attribute__((format(printf, 1, 2))) [[noreturn, maybe_unused]] static void fai
     abort(); // the scheduler never comes back to a launch that failed
 }
 
+// Where the compiler's own checks (-fsanitize=bounds,alignment) found something.
+struct CheckedPlace {
+    const char *file;
+    unsigned line, column;
+};
+
 static void block_here(const char *at, int line) {
     current->blocked = true;
     current->at = at;
@@ -320,3 +326,15 @@ static const char *launch(void (*kernel)(Arguments...), const Launch &launch, vo
 }
 
 } // namespace host
+
+// The checks that the compiler puts in call these, which are its runtime library's otherwise. An access that is not
+// aligned to its type is a fault on the device; an index outside an array's bounds is the neighbour's memory.
+
+extern "C" __attribute__((visibility("hidden"))) void __ubsan_handle_out_of_bounds(host::CheckedPlace *place, size_t index) {
+    host::fail("%s:%u: index %zu is outside the array", place->file, place->line, index);
+}
+
+extern "C" __attribute__((visibility("hidden"))) void __ubsan_handle_type_mismatch_v1(host::CheckedPlace *place,
+                                                                                       size_t address) {
+    host::fail("%s:%u: address %zx is not aligned to the type that is accessed", place->file, place->line, address);
+}

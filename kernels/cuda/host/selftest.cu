@@ -54,6 +54,18 @@ extern "C" __global__ void unwritten_shared(float *out) {
     out[threadIdx.x] = values[threadIdx.x];
 }
 
+extern "C" __global__ void outside_an_array(int *out) {
+    __shared__ int values[8];
+    values[threadIdx.x] = threadIdx.x;
+    __syncthreads();
+    out[threadIdx.x] = values[0];
+}
+
+extern "C" __global__ void misaligned_vector(float *out) {
+    const float4 zeros = {};
+    *(float4 *)(out + 2) = zeros;
+}
+
 extern "C" __global__ void misaligned(float *out) {
     store_16_bytes(out + 1, make_uint4(0, 0, 0, 0));
 }

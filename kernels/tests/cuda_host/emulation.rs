@@ -86,6 +86,15 @@ fn misaligned_accesses_are_reported() {
     let mut out = unwritten::<f32>(8);
     let message = message("misaligned", Launch::row(1, 32), &[out.pointer()]);
     assert!(message.contains("no multiple of 16"), "{message}");
+    let message = self::message("misaligned_vector", Launch::row(1, 32), &[out.pointer()]);
+    assert!(message.contains("not aligned to the type"), "{message}");
+}
+
+#[test]
+fn an_index_outside_a_shared_array_is_reported() {
+    let mut out = Buffer::new(&[0i32; 32]);
+    let message = message("outside_an_array", Launch::row(1, 32), &[out.pointer()]);
+    assert!(message.contains("index 8 is outside the array"), "{message}");
 }
 
 #[test]

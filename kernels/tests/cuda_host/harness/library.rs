@@ -14,7 +14,7 @@ use super::Argument;
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda");
 /// Contraction to fused multiply-adds is off, so that every compiler gives the same bits.
-const FLAGS: [&str; 12] = [
+const FLAGS: [&str; 13] = [
     "-std=c++17",
     "-O1",
     "-shared",
@@ -26,6 +26,7 @@ const FLAGS: [&str; 12] = [
     "-Werror",
     "-Wno-unknown-pragmas",
     "-Wno-unused-function",
+    "-fsanitize=bounds,alignment",
     "-DWATTLE_HOST",
 ];
 
