@@ -195,6 +195,11 @@ struct CopyQueue {
 };
 
 static CopyQueue copy_queues[MAX_BLOCK_THREADS];
+// For each 16 bytes of shared memory the thread that copied there and has not called fence_proxy_async since, plus one:
+// wgmma must not read them.
+static unsigned short unfenced_by[MAX_SHARED_BYTES / 16];
+
+static inline SharedAddress shared_base() { return reinterpret_cast<SharedAddress>(shared_memory); }
 
 static inline void land(const Copy &copy) {
     if (copy.valid) {
@@ -202,6 +207,9 @@ static inline void land(const Copy &copy) {
     } else {
         memset(reinterpret_cast<void *>(copy.to), 0, copy.bytes);
     }
+    SharedAddress chunk = (copy.to - shared_base()) / 16;
+    if (chunk >= MAX_SHARED_BYTES / 16) fail("copy_async to %llx, which is no shared memory", copy.to);
+    unfenced_by[chunk] = static_cast<unsigned short>(current->number + 1);
 }
 
 // Hardware may land a copy at any time between its issue and the end of the wait for it. Every other copy of a thread

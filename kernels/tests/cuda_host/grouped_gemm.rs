@@ -1,4 +1,4 @@
-//! `grouped_gemm.cu`.
+//! `grouped_gemm.cu` and `grouped_gemm_hopper.cu`.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,21 @@ use crate::harness::{
     values,
 };
 
-static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("grouped_gemm.cu"));
+/// One of the two files with its way of launching.
+struct Variant {
+    kernels: Kernels,
+    name: &'static str,
+    launch: fn(u32) -> Launch,
+}
+
+static VARIANTS: LazyLock<[Variant; 2]> = LazyLock::new(|| {
+    let variant =
+        |name: &'static str, launch| Variant { kernels: Kernels::load(&format!("{name}.cu")), name, launch };
+    [
+        variant("grouped_gemm", grouped_gemm::launch as fn(u32) -> Launch),
+        variant("grouped_gemm_hopper", grouped_gemm::launch_hopper),
+    ]
+});
 static SWIGLU: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("swiglu.cu"));
 /// h is computed from gate and up that were rounded: three roundings to bf16, and silu at most 1.1 times as steep.
 const SWIGLU_TOLERANCE: f64 = 3.2 * bf16::TOLERANCE;
@@ -46,12 +60,21 @@ fn cases() -> Vec<Case> {
         case(&[5, 0, 140], 7, [144, 72], true, 2),
         // More experts than a warp has lanes, and more blocks than tiles.
         case(&[3; 40], 0, [16, 8], true, 30),
+        // Each dimension so deep that the pipeline goes round and round.
+        case(&[10], 0, [16, 584], false, 1),
+        case(&[10], 0, [592, 8], false, 1),
+        case(&[610], 0, [16, 16], true, 1),
         // Nobody has rows; there are no rows.
         case(&[0, 0], 9, [16, 200], false, 1),
         case(&[0, 0], 0, [16, 8], false, 1),
         Case { dense: true, ..case(&[150], 0, [128, 64], false, 1) },
         Case { dense: true, ..case(&[200], 0, [48, 40], true, 1) },
     ]
+}
+
+/// Every case for either file.
+fn everywhere() -> Vec<(&'static Variant, Case)> {
+    VARIANTS.iter().flat_map(|variant| cases().into_iter().map(move |case| (variant, case))).collect()
 }
 
 impl Case {
@@ -75,8 +98,11 @@ impl Case {
         self.used() + self.padding
     }
 
-    fn launch(&self) -> Launch {
-        grouped_gemm::launch(self.num_multiprocessors)
+    /// Runs `kernel`, whose name follows the file's.
+    #[track_caller]
+    fn launch(&self, variant: &Variant, kernel: &str, order: Order, arguments: &[Argument]) {
+        let launch = (variant.launch)(self.num_multiprocessors);
+        variant.kernels.launch(&format!("{}_{kernel}", variant.name), order, launch, arguments);
     }
 
     fn shape(&self) -> [usize; 3] {
@@ -130,6 +156,7 @@ fn output<T: Float>(before: Option<&[f64]>, len: usize) -> Buffer<T> {
 
 /// `kernel` maps `from` columns to `to` with the weights of each row's expert.
 fn check_rows<T: Float>(
+    variant: &Variant,
     case: &Case,
     kernel: &str,
     [from, to]: [usize; 2],
@@ -153,25 +180,25 @@ fn check_rows<T: Float>(
         ];
         arguments.extend(case.counts());
         arguments.push(Argument::I32(i32::from(accumulate)));
-        KERNELS.launch(&format!("{kernel}_{}", T::SUFFIX), order, case.launch(), &arguments);
+        case.launch(variant, &format!("{kernel}_{}", T::SUFFIX), order, &arguments);
         assert_close(&y, &want, T::TOLERANCE);
         bits(&y)
     });
 }
 
-fn check_forward<T: Float>(case: &Case, accumulate: bool) {
-    check_rows::<T>(case, "grouped_gemm_forward", [case.i, case.o], accumulate, |x, w| {
+fn check_forward<T: Float>(variant: &Variant, case: &Case, accumulate: bool) {
+    check_rows::<T>(variant, case, "forward", [case.i, case.o], accumulate, |x, w| {
         grouped_matmul::forward(x, w, &case.offsets(), case.shape())
     });
 }
 
-fn check_input_gradient<T: Float>(case: &Case, accumulate: bool) {
-    check_rows::<T>(case, "grouped_gemm_input_gradient", [case.o, case.i], accumulate, |dy, w| {
+fn check_input_gradient<T: Float>(variant: &Variant, case: &Case, accumulate: bool) {
+    check_rows::<T>(variant, case, "input_gradient", [case.o, case.i], accumulate, |dy, w| {
         grouped_matmul::backward_input(dy, w, &case.offsets(), case.shape())
     });
 }
 
-fn check_weight_gradient<T: Float>(case: &Case, accumulate: bool) {
+fn check_weight_gradient<T: Float>(variant: &Variant, case: &Case, accumulate: bool) {
     let len = case.num_experts() * case.o * case.i;
     let before = accumulate.then(|| values(len, 3));
     let (dy, x) = (case.operand(case.o, 4).seen, case.operand(case.i, 5).seen);
@@ -185,8 +212,8 @@ fn check_weight_gradient<T: Float>(case: &Case, accumulate: bool) {
         arguments.extend([pointer(&mut dy.rows), pointer(&mut x.rows)]);
         arguments.extend(case.counts());
         arguments.push(Argument::I32(i32::from(accumulate)));
-        let kernel = format!("grouped_gemm_weight_gradient_{}", T::SUFFIX);
-        KERNELS.launch(&kernel, order, case.launch(), &arguments);
+        let kernel = format!("weight_gradient_{}", T::SUFFIX);
+        case.launch(variant, &kernel, order, &arguments);
         assert_close(&dw, &want, T::TOLERANCE);
         bits(&dw)
     });
@@ -194,28 +221,28 @@ fn check_weight_gradient<T: Float>(case: &Case, accumulate: bool) {
 
 #[test]
 fn forward_follows_the_reference_and_padding_comes_out_zero() {
-    for case in cases() {
-        check_forward::<bf16>(&case, false);
-        check_forward::<f32>(&case, false);
-        check_forward::<bf16>(&case, true);
-        check_forward::<f32>(&case, true);
+    for (variant, case) in everywhere() {
+        check_forward::<bf16>(variant, &case, false);
+        check_forward::<f32>(variant, &case, false);
+        check_forward::<bf16>(variant, &case, true);
+        check_forward::<f32>(variant, &case, true);
     }
 }
 
 #[test]
 fn input_gradient_follows_the_reference() {
-    for case in cases() {
-        check_input_gradient::<bf16>(&case, false);
-        check_input_gradient::<f32>(&case, true);
+    for (variant, case) in everywhere() {
+        check_input_gradient::<bf16>(variant, &case, false);
+        check_input_gradient::<f32>(variant, &case, true);
     }
 }
 
 #[test]
 fn weight_gradient_follows_the_reference_and_is_zero_without_rows() {
-    for case in cases() {
-        check_weight_gradient::<bf16>(&case, true);
-        check_weight_gradient::<f32>(&case, false);
-        check_weight_gradient::<f32>(&case, true);
+    for (variant, case) in everywhere() {
+        check_weight_gradient::<bf16>(variant, &case, true);
+        check_weight_gradient::<f32>(variant, &case, false);
+        check_weight_gradient::<f32>(variant, &case, true);
     }
 }
 
@@ -231,11 +258,19 @@ fn experts_higher_than_a_band_of_tiles_follow_the_reference() {
         dense: false,
         num_multiprocessors: 3,
     };
-    check_forward::<f32>(&case, false);
+    for variant in VARIANTS.iter() {
+        check_forward::<f32>(variant, &case, false);
+    }
 }
 
 /// (h, gate_up) of one run, `o` being 2·f.
-fn swiglu(case: &Case, order: Order, weights: Option<&[f64]>, keep: bool) -> (Buffer<bf16>, Buffer<bf16>) {
+fn swiglu(
+    variant: &Variant,
+    case: &Case,
+    order: Order,
+    weights: Option<&[f64]>,
+    keep: bool,
+) -> (Buffer<bf16>, Buffer<bf16>) {
     let (r, f) = (case.num_rows(), case.o / 2);
     let mut x = case.operand(case.i, 1);
     let mut w = floats::<bf16>(&values(case.num_experts() * case.o * case.i, 2));
@@ -246,13 +281,13 @@ fn swiglu(case: &Case, order: Order, weights: Option<&[f64]>, keep: bool) -> (Bu
     arguments.push(weights.as_mut().map_or(Argument::NULL, Buffer::pointer));
     arguments.extend([pointer(&mut offsets), pointer(&mut x.rows)]);
     arguments.extend([r, case.num_experts(), f, case.i].map(Argument::int));
-    KERNELS.launch("grouped_gemm_swiglu", order, case.launch(), &arguments);
+    case.launch(variant, "swiglu", order, &arguments);
     (h, gate_up)
 }
 
 #[test]
 fn swiglu_follows_the_two_references_in_turn() {
-    for case in cases() {
+    for (variant, case) in everywhere() {
         let (r, f) = (case.num_rows(), case.o / 2);
         let x = case.operand(case.i, 1).seen;
         let w = values(case.num_experts() * case.o * case.i, 2);
@@ -264,13 +299,13 @@ fn swiglu_follows_the_two_references_in_turn() {
         for weighted in [false, true] {
             let want = reference::swiglu::forward(&want_gate_up, weighted.then_some(&weights), f);
             in_both_orders(|order| {
-                let (h, gate_up) = swiglu(&case, order, weighted.then_some(&given), true);
+                let (h, gate_up) = swiglu(variant, &case, order, weighted.then_some(&given), true);
                 assert_close(&gate_up, &want_gate_up, bf16::TOLERANCE);
                 assert_close(&h, &want, SWIGLU_TOLERANCE);
                 (bits(&h), bits(&gate_up))
             });
         }
-        let (h, gate_up) = swiglu(&case, Order::Forward, Some(&given), false);
+        let (h, gate_up) = swiglu(variant, &case, Order::Forward, Some(&given), false);
         assert_close(&h, &reference::swiglu::forward(&want_gate_up, Some(&weights), f), SWIGLU_TOLERANCE);
         assert!(gate_up.read().iter().all(|x| x.to_f64().is_nan()), "gate_up was not to be stored");
     }
@@ -279,10 +314,10 @@ fn swiglu_follows_the_two_references_in_turn() {
 /// The backward computes h again from gate_up: it must see what the forward used.
 #[test]
 fn swiglu_has_the_bits_of_the_kernel_that_reads_what_it_stored() {
-    for case in cases().into_iter().filter(|case| case.padding == 0) {
+    for (variant, case) in everywhere().into_iter().filter(|(_, case)| case.padding == 0) {
         let (r, f) = (case.num_rows(), case.o / 2);
         let weights = values(r, 6);
-        let (h, mut gate_up) = swiglu(&case, Order::Forward, Some(&weights), true);
+        let (h, mut gate_up) = swiglu(variant, &case, Order::Forward, Some(&weights), true);
         let (mut again, mut weights) = (unwritten::<bf16>(r * f), floats::<f32>(&weights));
         let rows = geometry::swiglu(r, f, size_of::<bf16>());
         let arguments = [
@@ -302,7 +337,7 @@ fn swiglu_has_the_bits_of_the_kernel_that_reads_what_it_stored() {
 
 #[test]
 fn the_number_of_blocks_changes_no_bit() {
-    let bits_with = |num_multiprocessors| {
+    let bits_with = |variant, num_multiprocessors| {
         let case = Case {
             rows_per_expert: vec![140, 0, 3, 130],
             padding: 5,
@@ -312,10 +347,12 @@ fn the_number_of_blocks_changes_no_bit() {
             dense: false,
             num_multiprocessors,
         };
-        bits(&swiglu(&case, Order::Forward, None, true).0)
+        bits(&swiglu(variant, &case, Order::Forward, None, true).0)
     };
-    let one = bits_with(1);
-    for num_multiprocessors in [2, 5, 40] {
-        assert!(bits_with(num_multiprocessors) == one);
+    for variant in VARIANTS.iter() {
+        let one = bits_with(variant, 1);
+        for num_multiprocessors in [2, 5, 40] {
+            assert!(bits_with(variant, num_multiprocessors) == one);
+        }
     }
 }
