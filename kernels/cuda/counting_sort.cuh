@@ -54,7 +54,6 @@ __device__ __forceinline__ u32 block_exclusive_sum(u32 x, u32 *scratch) {
     const u32 warps = lanes_inclusive_sum(scratch[lane]);
     // What the warps before this one sum to, fetched from the lane that knows it.
     const u32 before = __shfl_sync(FULL_MASK, warps, warp > 0 ? warp - 1 : 0);
-    __syncthreads();
     return (warp > 0 ? before : 0) + inclusive - x;
 }
 

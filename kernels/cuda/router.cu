@@ -21,8 +21,8 @@ __device__ __forceinline__ i64 warp_token() { return (i64)blockIdx.x * TOKENS_PE
 // Rises with the value; NaN is below every number and 1, so that 0 stands for an expert that is taken or is none.
 __device__ __forceinline__ u32 rank_key(float value) {
     if (value != value) return 1;
-    // -0 becomes 0, as the two are equal.
-    const u32 bits = __float_as_uint(value + 0.0f);
+    // There is no -0: a score is 0 or more, and a sum is -0 only where both terms are.
+    const u32 bits = __float_as_uint(value);
     // Negative floats rise as their bits fall; the sign bit then lifts the positive ones above them.
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }

@@ -187,7 +187,7 @@ fn ties_go_to_the_lower_index_and_nan_comes_after_every_number() {
     for expert in [69, 3, 40, 35] {
         logits[expert] = 2.0;
     }
-    // Every expert but three is NaN in the second row, by its bias in neither.
+    // Every expert but two is NaN in the second row.
     logits[70..].fill(f64::NAN);
     logits[70 + 64] = f64::NEG_INFINITY;
     logits[70 + 2] = -3.0;
@@ -195,6 +195,10 @@ fn ties_go_to_the_lower_index_and_nan_comes_after_every_number() {
     assert_eq!(got.indices.read(), [3, 35, 40, 69, 2, 64, 0, 1]);
     let nan_rows: Vec<bool> = got.entropy.read().iter().map(|x| x.is_nan()).collect();
     assert_eq!(nan_rows, [false, true]);
+    // By their bias, NaN of either sign.
+    let router = Router { t: 1, e: 4, k: 4, flags: 0 };
+    let got = router.forward(&[1.0, 2.0, 3.0, 4.0], Some(&[-1e4, f64::NAN, 0.0, -f64::NAN]), Order::Forward);
+    assert_eq!(got.indices.read(), [2, 0, 1, 3]);
 }
 
 #[test]

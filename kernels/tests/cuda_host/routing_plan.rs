@@ -140,6 +140,12 @@ fn assignments_behind_the_capacity_have_no_row_and_what_is_left_belongs_to_nobod
 }
 
 #[test]
+fn counts_of_more_tiles_than_a_warp_has_lanes_add_up() {
+    let plan = Assignments { experts: indices(70 * 2048 + 9, 3, 5), k: 1, e: 3, capacity: i32::MAX };
+    assert_eq!(plan.on_device(Order::Forward), plan.by_loops());
+}
+
+#[test]
 fn all_assignments_can_go_to_one_expert() {
     Assignments { experts: vec![2; 7000], k: 1, e: 8, capacity: i32::MAX }.check();
 }
