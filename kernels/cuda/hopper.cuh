@@ -157,9 +157,9 @@ struct WgmmaQueue {
 
 static WgmmaQueue wgmma_queues[MAX_BLOCK_THREADS];
 
-// Element `k` of row or column `at` of an operand. Unknown bits of a descriptor, and memory that was not fenced, are
-// errors.
-static inline float operand_element(u64 descriptor, bool is_columns, unsigned at, unsigned k) {
+// Eight neighbours of an operand, 16 bytes: k..k + 8 of row `at`, or columns at..at + 8 of one k. Unknown bits of a
+// descriptor, and memory that was not fenced, are errors.
+static inline const bf16 *operand_chunk(u64 descriptor, bool is_columns, unsigned at, unsigned k) {
     const u64 known = 0x3fffull | 0x3fffull << 16 | 0x3fffull << 32 | 3ull << 62;
     if (descriptor & ~known || descriptor >> 62 != 1) fail("wgmma: descriptor %llx", descriptor);
     u64 start = (descriptor & 0x3fff) << 4;
@@ -169,31 +169,39 @@ static inline float operand_element(u64 descriptor, bool is_columns, unsigned at
     place ^= (place >> 7 & 7) << 4;
     if (place >= MAX_SHARED_BYTES) fail("wgmma reads behind shared memory, at %llu", place);
     if (unfenced_by[place / 16]) fail("wgmma reads what thread %d wrote without a fence", unfenced_by[place / 16] - 1);
-    u16 bits;
-    memcpy(&bits, shared_memory + place, sizeof bits);
-    return to_float(bf16{bits});
+    return reinterpret_cast<const bf16 *>(shared_memory + place);
+}
+
+// Writes the `count` rows or columns of an operand from `first` on to `to`, count of them for each k.
+static inline void read_operand(u64 descriptor, bool is_columns, unsigned first, unsigned count, float *to) {
+    for (unsigned k = 0; k < 16; k += is_columns ? 1 : 8) {
+        for (unsigned at = 0; at < count; at += is_columns ? 8 : 1) {
+            const bf16 *chunk = operand_chunk(descriptor, is_columns, first + at, k);
+            float *corner = to + k * count + at;
+            for (unsigned i = 0; i < 8; i++) corner[i * (is_columns ? 1 : count)] = to_float(chunk[i]);
+        }
+    }
 }
 
 static inline void complete_wgmma(Wgmma **lanes, unsigned) {
     const Wgmma &first = *lanes[0];
-    unsigned warp = current->number / WARP % 4;
-    static float a[16][16], b[256][16];
-    for (unsigned k = 0; k < 16; k++) {
-        for (unsigned row = 0; row < 16; row++) {
-            a[row][k] = operand_element(first.a, first.a_is_columns, warp * 16 + row, k);
+    for (unsigned lane = 0; lane < WARP; lane++) {
+        if (lanes[lane]->a != first.a || lanes[lane]->b != first.b) fail("wgmma: lane %u has other matrices", lane);
+    }
+    alignas(16) static float a[16 * 16], b[16 * 256], sums[256];
+    read_operand(first.a, first.a_is_columns, current->number / WARP % 4 * 16, 16, a);
+    read_operand(first.b, first.b_is_columns, 0, 256, b);
+    for (unsigned row = 0; row < 16; row++) {
+        Floats4 *of_sums = reinterpret_cast<Floats4 *>(sums);
+        const Floats4 *of_b = reinterpret_cast<const Floats4 *>(b);
+        memset(sums, 0, sizeof sums);
+        for (unsigned k = 0; k < 16; k++) {
+            float factor = a[k * 16 + row];
+            for (unsigned n = 0; n < 64; n++) of_sums[n] += factor * *of_b++;
         }
         for (unsigned column = 0; column < 256; column++) {
-            b[column][k] = operand_element(first.b, first.b_is_columns, column, k);
-        }
-    }
-    for (unsigned lane = 0; lane < WARP; lane++) {
-        const Wgmma &mine = *lanes[lane];
-        if (mine.a != first.a || mine.b != first.b) fail("wgmma: lane %u has other matrices", lane);
-        for (unsigned piece = 0; piece < 32; piece++) {
-            for (unsigned i = 0; i < 4; i++) {
-                const float *row = a[lane / 4 + i / 2 * 8], *column = b[piece * 8 + lane % 4 * 2 + i % 2];
-                for (unsigned k = 0; k < 16; k++) mine.d[piece][i] += row[k] * column[k];
-            }
+            const Wgmma &lane = *lanes[row % 8 * 4 + column % 8 / 2];
+            lane.d[column / 8][row / 8 * 2 + column % 2] += sums[column];
         }
     }
 }

@@ -68,10 +68,18 @@ struct Barrier {
     unsigned votes, result;
 };
 
+// The operation that lanes of a warp wait in, as the last of them to look around found it.
+struct Meeting {
+    Complete complete;
+    unsigned mask;
+    int arrived;
+};
+
 static Index thread_index, block_index, block_dim, grid_dim;
 static Stacks stacks;
 static std::vector<Fiber> fibers;
 static Barrier barriers[NUM_BARRIERS];
+static Meeting meetings[MAX_BLOCK_THREADS / WARP];
 static Context scheduler;
 static Fiber *current;
 static std::string error;
@@ -133,8 +141,17 @@ static void meet(const char *at, unsigned mask, void *arguments, Complete comple
     me.arguments = arguments;
     me.at = at;
     me.line = line;
+    // Only the first lane and the last look around.
+    Meeting &meeting = meetings[me.number / WARP];
+    bool is_open = meeting.complete == complete && meeting.mask == mask;
+    if (is_open && meeting.arrived + 1 < __builtin_popcount(mask)) {
+        meeting.arrived++;
+        block_here(at, line);
+        return;
+    }
     void *lanes[WARP] = {};
     bool all_here = true;
+    int num_here = 0;
     for (unsigned i = 0; i < WARP; i++) {
         if (!(mask >> i & 1)) continue;
         if (first + i >= fibers.size()) fail("%s at line %d: the block has no lane %u in this warp", at, line, i);
@@ -142,6 +159,7 @@ static void meet(const char *at, unsigned mask, void *arguments, Complete comple
         if (other.done) fail("%s at line %d: lane %u has returned", at, line, i);
         if (other.complete == complete && other.mask == mask) {
             lanes[i] = other.arguments;
+            num_here++;
         } else if (other.complete && other.mask >> lane & 1) {
             fail("%s at line %d, mask %08x: lane %u is at %s at line %d, mask %08x", at, line, mask, i, other.at,
                  other.line, other.mask);
@@ -150,9 +168,11 @@ static void meet(const char *at, unsigned mask, void *arguments, Complete comple
         }
     }
     if (!all_here) {
+        meeting = {complete, mask, num_here};
         block_here(at, line);
         return;
     }
+    meeting = {};
     complete(lanes, mask);
     for (unsigned i = 0; i < WARP; i++) {
         if (!(mask >> i & 1)) continue;
@@ -266,6 +286,7 @@ static void run_block(bool reversed) {
         fiber.number = number;
         make_context(fiber.context, stacks.stack(i), fiber_main);
     }
+    for (Meeting &meeting : meetings) meeting = {};
     for (Barrier &barrier : barriers) {
         barrier.arrived = 0;
         barrier.waiting.clear();
