@@ -6,20 +6,29 @@
 #include "common.cuh"
 
 constexpr int BIAS_THREADS = 512;
+// Chunks whose loads are under way at once.
+constexpr int BATCH = 2;
 
 template <class T, bool WIDE>
 __device__ void add_row(const T *x, const float *bias_n, T *y, i64 t, int n, int width) {
     constexpr int LANES = LANES_OF<T>;
     const RowShare share = row_share(width);
     if (share.row >= t) return;
-#pragma unroll 2
-    for (int at = share.lane * LANES; at < n; at += width * LANES) {
-        float values[LANES], biases[LANES];
-        unpack(load_chunk<T, WIDE>(x + share.row * n, at, n), values);
-        load_values<float, LANES, WIDE>(bias_n, at, n, biases);
+    const int step = width * LANES;
+    for (int first = share.lane * LANES; first < n; first += BATCH * step) {
+        uint4 chunks[BATCH];
+        load_batch<T, WIDE>(x + share.row * n, first, step, n, chunks);
 #pragma unroll
-        for (int i = 0; i < LANES; i++) values[i] += biases[i];
-        store_values<T, LANES, WIDE>(y + share.row * n, at, n, values);
+        for (int b = 0; b < BATCH; b++) {
+            const int at = first + b * step;
+            if (at >= n) continue;
+            float values[LANES], biases[LANES];
+            unpack(chunks[b], values);
+            load_values<float, LANES, WIDE>(bias_n, at, n, biases);
+#pragma unroll
+            for (int i = 0; i < LANES; i++) values[i] += biases[i];
+            store_values<T, LANES, WIDE>(y + share.row * n, at, n, values);
+        }
     }
 }
 

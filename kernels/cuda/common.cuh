@@ -121,6 +121,17 @@ template <class T, bool WIDE> __device__ __forceinline__ uint4 load_chunk(const 
     }
 }
 
+// The chunks at `first`, `first + step` and so on of a row of `n`, zeros behind its end: loads that are all under way
+// before the first is used, which the compiler does not arrange by itself across the turns of a loop.
+template <class T, bool WIDE, int BATCH>
+__device__ __forceinline__ void load_batch(const T *row, int first, int step, int n, uint4 (&chunks)[BATCH]) {
+#pragma unroll
+    for (int i = 0; i < BATCH; i++) {
+        chunks[i] = make_uint4(0, 0, 0, 0);
+        if (first + i * step < n) chunks[i] = load_chunk<T, WIDE>(row, first + i * step, n);
+    }
+}
+
 // LANES elements from `at` of a row of `n` as floats, zeros behind its end: for operands whose type is not that of the
 // chunk they stand beside. LANES is a multiple of what 16 bytes hold.
 template <class T, int LANES, bool WIDE>

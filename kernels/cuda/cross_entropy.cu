@@ -10,6 +10,11 @@
 #include "common.cuh"
 
 constexpr int THREADS = 512;
+// Chunks whose loads are under way at once.
+constexpr int BATCH = 4;
+
+// What exponents are taken relative to: the maximum, or 0 where nothing but minus infinity was seen, which adds nothing.
+__device__ __forceinline__ float base_of(float max) { return max == -infinity() ? 0.0f : max; }
 
 // The maximum of what was seen and the sum of e^(x - maximum).
 struct Softmax {
@@ -17,9 +22,8 @@ struct Softmax {
 
     __device__ __forceinline__ void add(Softmax other) {
         const float larger = fmaxf(max, other.max);
-        // Nothing was seen on one side: its sum is 0 and its factor must not be NaN.
-        sum = (max == larger ? sum : sum * __expf(max - larger)) +
-              (other.max == larger ? other.sum : other.sum * __expf(other.max - larger));
+        const float base = base_of(larger);
+        sum = sum * __expf(max - base) + other.sum * __expf(other.max - base);
         max = larger;
     }
 };
@@ -28,23 +32,28 @@ template <class L, bool WIDE> __device__ __forceinline__ Softmax row_softmax(con
     constexpr int LANES = LANES_OF<L>;
     __shared__ float maxima[MAX_WARPS], sums[MAX_WARPS];
     Softmax seen{-infinity(), 0.0f};
-#pragma unroll 4
-    for (int at = threadIdx.x * LANES; at < v; at += THREADS * LANES) {
-        float values[LANES];
-        unpack(load_chunk<L, WIDE>(logits, at, v), values);
-        float larger = seen.max;
+    constexpr int STEP = THREADS * LANES;
+    for (int first = threadIdx.x * LANES; first < v; first += BATCH * STEP) {
+        uint4 chunks[BATCH];
+        load_batch<L, WIDE>(logits, first, STEP, v, chunks);
+        Softmax batch{-infinity(), 0.0f};
+        float values[BATCH][LANES];
 #pragma unroll
-        for (int i = 0; i < LANES; i++) {
-            if (!WIDE && at + i >= v) values[i] = -infinity();
-            larger = fmaxf(larger, values[i]);
+        for (int b = 0; b < BATCH; b++) {
+            unpack(chunks[b], values[b]);
+#pragma unroll
+            for (int i = 0; i < LANES; i++) {
+                if (first + b * STEP + i >= v) values[b][i] = -infinity();
+                batch.max = fmaxf(batch.max, values[b][i]);
+            }
         }
-        // Logits of minus infinity alone add nothing.
-        const float base = larger == -infinity() ? 0.0f : larger;
-        float sum = 0.0f;
+        const float base = base_of(batch.max);
 #pragma unroll
-        for (int i = 0; i < LANES; i++) sum += __expf(values[i] - base);
-        seen.sum = (seen.max == larger ? seen.sum : seen.sum * __expf(seen.max - larger)) + sum;
-        seen.max = larger;
+        for (int b = 0; b < BATCH; b++) {
+#pragma unroll
+            for (int i = 0; i < LANES; i++) batch.sum += __expf(values[b][i] - base);
+        }
+        seen.add(batch);
     }
     const int warp = threadIdx.x / WARP_LANES, lane = threadIdx.x % WARP_LANES;
 #pragma unroll
@@ -65,15 +74,23 @@ template <class L, bool WIDE> __device__ __forceinline__ Softmax row_softmax(con
 template <class L, class D, int LANES, bool WIDE>
 __device__ __forceinline__ void row_gradient(const L *logits, D *dlogits, int v, int target, float max, float factor,
                                              float grad_scale) {
-#pragma unroll 2
-    for (int at = threadIdx.x * LANES; at < v; at += THREADS * LANES) {
-        float values[LANES];
-        load_values<L, LANES, WIDE>(logits, at, v, values);
+    constexpr int STEP = THREADS * LANES, TURNS = 2;
+    for (int first = threadIdx.x * LANES; first < v; first += TURNS * STEP) {
+        float values[TURNS][LANES] = {};
 #pragma unroll
-        for (int i = 0; i < LANES; i++) {
-            values[i] = __expf(values[i] - max) * factor - (at + i == target ? grad_scale : 0.0f);
+        for (int b = 0; b < TURNS; b++) {
+            if (first + b * STEP < v) load_values<L, LANES, WIDE>(logits, first + b * STEP, v, values[b]);
         }
-        store_values<D, LANES, WIDE>(dlogits, at, v, values);
+#pragma unroll
+        for (int b = 0; b < TURNS; b++) {
+            const int at = first + b * STEP;
+            if (at >= v) continue;
+#pragma unroll
+            for (int i = 0; i < LANES; i++) {
+                values[b][i] = __expf(values[b][i] - max) * factor - (at + i == target ? grad_scale : 0.0f);
+            }
+            store_values<D, LANES, WIDE>(dlogits, at, v, values[b]);
+        }
     }
 }
 

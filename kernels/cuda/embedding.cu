@@ -11,10 +11,14 @@
 #include "counting_sort.cuh"
 
 constexpr int LOOKUP_THREADS = 512;
+// Chunks of a row whose loads are under way at once.
+constexpr int BATCH = 2;
 constexpr int RADIX_BITS = 8;
 constexpr int RADIX = 1 << RADIX_BITS;
 constexpr int RUN_TILE = 64;
 constexpr int RUN_THREADS = 128;
+// Sorted rows whose loads are under way at once.
+constexpr int RUN_BATCH = 4;
 
 template <class W, class X, bool WIDE>
 __device__ void look_up_row(const i32 *ids_t, const W *table, X *x, i64 t, int v, int d, int width) {
@@ -23,13 +27,20 @@ __device__ void look_up_row(const i32 *ids_t, const W *table, X *x, i64 t, int v
     if (share.row >= t) return;
     const i32 id = ids_t[share.row];
     const bool known = id >= 0 && id < v;
-#pragma unroll 2
-    for (int at = share.lane * LANES; at < d; at += width * LANES) {
-        float values[LANES];
+    const int step = width * LANES;
+    for (int first = share.lane * LANES; first < d; first += BATCH * step) {
+        float values[BATCH][LANES];
 #pragma unroll
-        for (int i = 0; i < LANES; i++) values[i] = __uint_as_float(0x7fffffffu);
-        if (known) load_values<W, LANES, WIDE>(table + (i64)id * d, at, d, values);
-        store_values<X, LANES, WIDE>(x + share.row * d, at, d, values);
+        for (int b = 0; b < BATCH; b++) {
+#pragma unroll
+            for (int i = 0; i < LANES; i++) values[b][i] = __uint_as_float(0x7fffffffu);
+            const int at = first + b * step;
+            if (known && at < d) load_values<W, LANES, WIDE>(table + (i64)id * d, at, d, values[b]);
+        }
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            if (first + b * step < d) store_values<X, LANES, WIDE>(x + share.row * d, first + b * step, d, values[b]);
+        }
     }
 }
 
@@ -115,8 +126,6 @@ __device__ __forceinline__ bool goes_on(const i32 *ids, i64 place, i64 n) {
 template <class T, bool WIDE>
 __device__ void sum_tile(const T *dx, const i32 *ids, const i32 *tokens, float *partials, float *dtable, i64 n, int v, int d) {
     constexpr int LANES = LANES_OF<T>;
-    // Rows whose loads are under way at once.
-    constexpr int BATCH = 4;
     const int at = (blockIdx.y * RUN_THREADS + threadIdx.x) * LANES;
     if (at >= d) return;
     const i64 first = (i64)blockIdx.x * RUN_TILE;
@@ -124,14 +133,14 @@ __device__ void sum_tile(const T *dx, const i32 *ids, const i32 *tokens, float *
     float *partial = partials + (i64)blockIdx.x * 2 * d;
     bool began_before = first > 0 && goes_on(ids, first - 1, n);
     float total[LANES] = {};
-    for (i64 place = first; place < end; place += BATCH) {
-        uint4 chunks[BATCH];
+    for (i64 place = first; place < end; place += RUN_BATCH) {
+        uint4 chunks[RUN_BATCH];
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) {
+        for (int i = 0; i < RUN_BATCH; i++) {
             if (place + i < end) chunks[i] = load_chunk<T, WIDE>(dx + (i64)tokens[place + i] * d, at, d);
         }
 #pragma unroll
-        for (int i = 0; i < BATCH; i++) {
+        for (int i = 0; i < RUN_BATCH; i++) {
             if (place + i >= end) continue;
             float values[LANES];
             unpack(chunks[i], values);

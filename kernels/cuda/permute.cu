@@ -8,6 +8,8 @@
 #include "common.cuh"
 
 constexpr int PERMUTE_THREADS = 512;
+// Chunks of a row, or rows of a token, whose loads are under way at once.
+constexpr int BATCH = 4;
 
 template <class T, bool WIDE>
 __device__ void gather_row(const T *__restrict__ x, const i32 *__restrict__ rows_r, T *__restrict__ out, i64 r, int d,
@@ -16,11 +18,16 @@ __device__ void gather_row(const T *__restrict__ x, const i32 *__restrict__ rows
     const RowShare share = row_share(width);
     if (share.row >= r) return;
     const i32 source = rows_r[share.row];
-#pragma unroll 4
-    for (int at = share.lane * LANES; at < d; at += width * LANES) {
-        float values[LANES] = {};
-        if (source >= 0) unpack(load_chunk<T, WIDE>(x + (i64)source * d, at, d), values);
-        store_values<T, LANES, WIDE>(out + share.row * d, at, d, values);
+    const int step = width * LANES;
+    for (int first = share.lane * LANES; first < d; first += BATCH * step) {
+        uint4 chunks[BATCH] = {};
+        if (source >= 0) load_batch<T, WIDE>(x + (i64)source * d, first, step, d, chunks);
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            float values[LANES];
+            unpack(chunks[i], values);
+            if (first + i * step < d) store_values<T, LANES, WIDE>(out + share.row * d, first + i * step, d, values);
+        }
     }
 }
 
@@ -28,8 +35,6 @@ template <class T, bool WIDE>
 __device__ void gather_sum_row(const T *__restrict__ y, const i32 *__restrict__ token_rows, T *__restrict__ out, i64 t, int k,
                                int d, int width) {
     constexpr int LANES = LANES_OF<T>;
-    // Rows whose loads are under way at once.
-    constexpr int BATCH = 4;
     const RowShare share = row_share(width);
     if (share.row >= t) return;
     const i32 *sources = token_rows + share.row * k;

@@ -7,6 +7,8 @@
 #include "common.cuh"
 
 constexpr int ROPE_THREADS = 256;
+// Heads whose loads are under way at once.
+constexpr int BATCH = 4;
 
 template <class T, bool WIDE>
 __device__ void rotate(T *x, const float *cos, const float *sin, i64 tokens, int sequence, int start, int heads, int head_dim,
@@ -23,19 +25,29 @@ __device__ void rotate(T *x, const float *cos, const float *sin, i64 tokens, int
     load_values<float, LANES, WIDE>(cos + angles, at, half, cosines);
     load_values<float, LANES, WIDE>(sin + angles, at, half, sines);
     T *head = x + (i64)token * heads * head_dim;
-#pragma unroll 4
-    for (int h = 0; h < heads; h++, head += head_dim) {
-        float first[LANES], second[LANES], turned[LANES];
-        unpack(load_chunk<T, WIDE>(head, at, half), first);
-        unpack(load_chunk<T, WIDE>(head + half, at, half), second);
+    for (int h = 0; h < heads; h += BATCH, head += BATCH * head_dim) {
+        uint4 first_chunks[BATCH] = {}, second_chunks[BATCH] = {};
 #pragma unroll
-        for (int i = 0; i < LANES; i++) {
-            const float sine = back ? -sines[i] : sines[i];
-            turned[i] = first[i] * cosines[i] - second[i] * sine;
-            second[i] = second[i] * cosines[i] + first[i] * sine;
+        for (int b = 0; b < BATCH; b++) {
+            if (h + b >= heads) continue;
+            first_chunks[b] = load_chunk<T, WIDE>(head + b * head_dim, at, half);
+            second_chunks[b] = load_chunk<T, WIDE>(head + b * head_dim + half, at, half);
         }
-        store_values<T, LANES, WIDE>(head, at, half, turned);
-        store_values<T, LANES, WIDE>(head + half, at, half, second);
+#pragma unroll
+        for (int b = 0; b < BATCH; b++) {
+            if (h + b >= heads) continue;
+            float first[LANES], second[LANES], turned[LANES];
+            unpack(first_chunks[b], first);
+            unpack(second_chunks[b], second);
+#pragma unroll
+            for (int i = 0; i < LANES; i++) {
+                const float sine = back ? -sines[i] : sines[i];
+                turned[i] = first[i] * cosines[i] - second[i] * sine;
+                second[i] = second[i] * cosines[i] + first[i] * sine;
+            }
+            store_values<T, LANES, WIDE>(head + b * head_dim, at, half, turned);
+            store_values<T, LANES, WIDE>(head + b * head_dim + half, at, half, second);
+        }
     }
 }
 

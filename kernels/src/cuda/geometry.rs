@@ -103,7 +103,7 @@ pub fn add_column_sums(n: usize) -> Launch {
 
 /// `swiglu_*` over `rows` rows of `f` hidden elements.
 pub fn swiglu(rows: usize, f: usize, element_bytes: usize) -> Rows {
-    Rows::new(rows, f, element_bytes, 512)
+    Rows::new(rows, f, element_bytes, 256)
 }
 
 /// `bias_forward_*` over `rows` rows of `n`.
