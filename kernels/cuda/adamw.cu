@@ -54,6 +54,10 @@ struct AdamWState {
     int applies;
 };
 
+// The sizes that the Rust structs have.
+static_assert(sizeof(AdamWParameter) == 56 && sizeof(AdamWTile) == 8, "layout of the tables");
+static_assert(sizeof(AdamWSettings) == 24 && sizeof(AdamWState) == 32, "layout of the settings and the state");
+
 __device__ __forceinline__ AdamWParameter of_tile(const AdamWParameter *parameters, const AdamWTile *tiles, i64 *first,
                                                   int *n) {
     const AdamWTile tile = tiles[blockIdx.x];

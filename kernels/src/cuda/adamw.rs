@@ -77,3 +77,7 @@ pub struct AdamWState {
     /// 1 when the last step was taken, 0 when its norm was not finite.
     pub applies: i32,
 }
+
+// The sizes that the structs of `adamw.cu` have.
+const _: () = assert!(size_of::<AdamWParameter>() == 56 && size_of::<AdamWTile>() == 8);
+const _: () = assert!(size_of::<AdamWSettings>() == 24 && size_of::<AdamWState>() == 32);
