@@ -192,7 +192,7 @@ __device__ __forceinline__ int lane_row(int m) { return m + threadIdx.x / 64 * 6
 
 // Stores the tile at row m, below row end, and column n of an output of `width` columns.
 template <class Out>
-__device__ __forceinline__ void store(Out *out, const Sums &sums, int m, int end, int n, int width, bool accumulate) {
+__device__ __forceinline__ void store(Out *out, Sums &sums, int m, int end, int n, int width, bool accumulate) {
 #pragma unroll
     for (int piece = 0; piece < M_PIECES; piece++) {
         store_pieces(out, sums[piece], lane_row(m) + piece * 16, end, n + threadIdx.x / 32 % 2 * 64, width, accumulate);

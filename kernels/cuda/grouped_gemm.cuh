@@ -71,40 +71,57 @@ template <int M> struct TileWalk {
 __device__ __forceinline__ void store_packed(bf16 *row, u32 (&words)[4], int column, int width, bool valid) {
     transpose_quad(words);
     column += threadIdx.x % 4 * 8;
-    if (valid && column < width) {
-        *reinterpret_cast<uint4 *>(row + column) = make_uint4(words[0], words[1], words[2], words[3]);
-    }
+    if (valid && column < width) store_16_bytes(row + column, make_uint4(words[0], words[1], words[2], words[3]));
 }
 
-__device__ __forceinline__ void store_32(bf16 *row, const float2 (&values)[4], int column, int width, bool valid,
-                                         bool accumulate) {
+__device__ __forceinline__ void store_32(bf16 *row, const float2 (&values)[4], int column, int width, bool valid) {
     u32 words[4];
 #pragma unroll
-    for (int n = 0; n < 4; n++) {
-        int at = column + n * 8 + threadIdx.x % 4 * 2;
-        float2 old = make_float2(0.0f, 0.0f);
-        if (accumulate && valid && at < width) old = unpack_bf16(*reinterpret_cast<const u32 *>(row + at));
-        words[n] = pack_bf16(old.x + values[n].x, old.y + values[n].y);
-    }
+    for (int n = 0; n < 4; n++) words[n] = pack_bf16(values[n].x, values[n].y);
     store_packed(row, words, column, width, valid);
 }
 
-__device__ __forceinline__ void store_32(float *row, const float2 (&values)[4], int column, int width, bool valid,
-                                         bool accumulate) {
+__device__ __forceinline__ void store_32(float *row, const float2 (&values)[4], int column, int width, bool valid) {
+    column += threadIdx.x % 4 * 2;
 #pragma unroll
     for (int n = 0; n < 4; n++) {
-        int at = column + n * 8 + threadIdx.x % 4 * 2;
-        if (!valid || at >= width) continue;
-        float2 *place = reinterpret_cast<float2 *>(row + at);
-        float2 old = accumulate ? *place : make_float2(0.0f, 0.0f);
-        *place = make_float2(old.x + values[n].x, old.y + values[n].y);
+        if (valid && column + n * 8 < width) *reinterpret_cast<float2 *>(row + column + n * 8) = values[n];
+    }
+}
+
+__device__ __forceinline__ float2 load_pair(const bf16 *at) { return unpack_bf16(*reinterpret_cast<const u32 *>(at)); }
+__device__ __forceinline__ float2 load_pair(const float *at) { return *reinterpret_cast<const float2 *>(at); }
+
+// Adds what is stored to the sums that will replace it. Where eight pieces lie inside, their loads are under way together;
+// a row behind the end adds the last one, and is not stored.
+template <int PIECES, class Out>
+__device__ __forceinline__ void add_stored(const Out *out, float (&sums)[PIECES][4], int row, int end, int column,
+                                           int width) {
+    constexpr int BATCH = 8;
+    column += threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int half = 0; half < 2; half++, row += 8) {
+#pragma unroll
+        for (int first = 0; first < PIECES; first += BATCH) {
+            const Out *from = out + i64(min(row, end - 1)) * width + column + first * 8;
+            bool whole = column + (first + BATCH) * 8 <= width;
+#pragma unroll
+            for (int n = 0; n < BATCH; n++) {
+                if (!whole && column + (first + n) * 8 >= width) continue;
+                float2 old = load_pair(from + n * 8);
+                sums[first + n][half * 2] += old.x;
+                sums[first + n][half * 2 + 1] += old.y;
+            }
+            column = opaque_after(column, sums[first][half * 2]);
+        }
     }
 }
 
 // Stores this lane's part of neighbouring pieces from `column`: rows `row` and row + 8, below `end`.
 template <int PIECES, class Out>
-__device__ __forceinline__ void store_pieces(Out *out, const float (&sums)[PIECES][4], int row, int end, int column,
-                                             int width, bool accumulate) {
+__device__ __forceinline__ void store_pieces(Out *out, float (&sums)[PIECES][4], int row, int end, int column, int width,
+                                             bool accumulate) {
+    if (accumulate) add_stored(out, sums, row, end, column, width);
 #pragma unroll
     for (int half = 0; half < 2; half++, row += 8) {
 #pragma unroll
@@ -115,7 +132,7 @@ __device__ __forceinline__ void store_pieces(Out *out, const float (&sums)[PIECE
                 const float *pair = sums[part * 4 + n] + half * 2;
                 values[n] = make_float2(pair[0], pair[1]);
             }
-            store_32(out + i64(row) * width, values, column + part * 32, width, row < end, accumulate);
+            store_32(out + i64(row) * width, values, column + part * 32, width, row < end);
         }
     }
 }

@@ -80,6 +80,12 @@ __device__ __forceinline__ unsigned opaque(unsigned x) {
     return x;
 }
 
+// As opaque, and only known when `y` is: what is computed from it begins no earlier.
+__device__ __forceinline__ unsigned opaque_after(unsigned x, float &y) {
+    asm volatile("" : "+r"(x), "+f"(y));
+    return x;
+}
+
 // 2^x to 2 units in the last place, 0 below the normal range.
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
@@ -268,6 +274,7 @@ template <int PENDING> static inline void wait_copies() {
 }
 
 static inline unsigned opaque(unsigned x) { return x; }
+static inline unsigned opaque_after(unsigned x, float &) { return x; }
 
 static inline float exp2_fast(float x) {
     float y = exp2f(x);
