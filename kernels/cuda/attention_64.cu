@@ -1,6 +1,7 @@
 // Attention with heads of 64: see attention.cuh.
 // Shared bytes: forward 32768 (KEYS = 64), backward_queries 49664 (S = 32), backward_keys 66560 (S = 64).
-#include "attention.cuh"
+#include "attention_backward.cuh"
+#include "attention_forward.cuh"
 
 extern "C" __global__ void __launch_bounds__(FORWARD_THREADS, 2)
     attention_forward_64(bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, int num_queries, int num_keys,

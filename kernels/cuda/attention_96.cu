@@ -1,6 +1,7 @@
 // Attention with heads of 96: see attention.cuh.
 // Shared bytes: forward 36864 (KEYS = 32), backward_queries 99328 (S = 64), backward_keys 99328 (S = 64).
-#include "attention.cuh"
+#include "attention_backward.cuh"
+#include "attention_forward.cuh"
 
 extern "C" __global__ void __launch_bounds__(FORWARD_THREADS, 2)
     attention_forward_96(bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, int num_queries, int num_keys,
