@@ -7,6 +7,7 @@
 //! `f` hidden, `i` input, `o` output, `e` experts, `k` chosen experts, `r` routed rows, `v` vocabulary.
 
 mod cpu;
+pub mod cuda;
 pub mod device;
 pub mod dtype;
 pub mod error;
