@@ -78,7 +78,7 @@ impl Buffer {
     pub(crate) fn take(bytes: usize) -> Result<Self> {
         let capacity = size_class(bytes);
         let mut pool = lock();
-        if let Some(Block(ptr)) = pool.free.get_mut(&capacity).and_then(Vec::pop) {
+        if let Some((capacity, Block(ptr))) = pool.take_free(capacity) {
             pool.stats.cached_bytes -= capacity;
             pool.count_live(capacity);
             return Ok(Buffer { ptr, capacity, zeroed: false });
@@ -116,6 +116,13 @@ impl Pool {
     fn count_live(&mut self, capacity: usize) {
         self.stats.live_bytes += capacity;
         self.stats.peak_bytes = self.stats.peak_bytes.max(self.stats.live_bytes);
+    }
+
+    /// The smallest free block that holds `wanted` bytes, unless it is much larger: ragged sizes that change from step
+    /// to step find a block each time.
+    fn take_free(&mut self, wanted: usize) -> Option<(usize, Block)> {
+        let mut fitting = self.free.range_mut(wanted..=wanted + wanted / 8);
+        fitting.find_map(|(capacity, blocks)| Some((*capacity, blocks.pop()?)))
     }
 
     /// Gives cached blocks of other sizes back, largest first, until `wanted` more bytes fit under the peak.

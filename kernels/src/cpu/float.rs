@@ -3,6 +3,11 @@
 //! Both directions are integer and float operations without branches, so loops over them vectorise; `half`'s own
 //! conversions ask for processor features value by value.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::avx512::{LANES, round_to_bf16};
 use crate::dtype::{Element, bf16};
 
 /// A float that tensors store.
@@ -12,6 +17,20 @@ pub(crate) trait Float: Element + Default {
 
     /// The nearest storable value, ties to even; NaN stays NaN.
     fn store(value: f32) -> Self;
+
+    /// As [`Float::load`], sixteen at a time.
+    ///
+    /// # Safety
+    /// The processor must have AVX-512 F, BW, DQ and VL.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load16(from: &[Self; LANES]) -> __m512;
+
+    /// As [`Float::store`], sixteen at a time.
+    ///
+    /// # Safety
+    /// As [`Float::load16`].
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn store16(values: __m512, to: &mut [Self; LANES]);
 }
 
 impl Float for f32 {
@@ -23,6 +42,20 @@ impl Float for f32 {
     #[inline(always)]
     fn store(value: f32) -> f32 {
         value
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16(from: &[f32; LANES]) -> __m512 {
+        // SAFETY: the array is as large as the vector; the caller's promise.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn store16(values: __m512, to: &mut [f32; LANES]) {
+        // SAFETY: as above.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), values) }
     }
 }
 
@@ -40,6 +73,23 @@ impl Float for bf16 {
         // Rounding could carry a NaN's payload into infinity; the quiet bit keeps it a NaN.
         let nan = bits >> 16 | 0x40;
         bf16::from_bits(if value.is_nan() { nan } else { rounded } as u16)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16(from: &[bf16; LANES]) -> __m512 {
+        // SAFETY: the array is as large as half a vector; the caller's promise.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn store16(values: __m512, to: &mut [bf16; LANES]) {
+        // SAFETY: as above.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), round_to_bf16(values)) }
     }
 }
 

@@ -5,6 +5,8 @@
 
 pub(crate) mod adamw;
 pub(crate) mod attention;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
 pub(crate) mod bias;
 pub(crate) mod cross_entropy;
 pub(crate) mod elementwise;
@@ -23,3 +25,5 @@ pub(crate) mod routing;
 pub(crate) mod simd;
 pub(crate) mod softmax;
 pub(crate) mod swiglu;
+#[cfg(target_arch = "x86_64")]
+mod swiglu_avx512;

@@ -7,7 +7,7 @@ use crate::cpu::math::exp;
 
 /// Weights below this are 0: beside the largest weight, 1, they are lost in every f32 sum, but products with them
 /// reach the subnormal numbers, which slow a processor's multiplications down ten times and more.
-const SMALLEST_WEIGHT: f32 = 8.271_806e-25; // 2^-80
+pub(crate) const SMALLEST_WEIGHT: f32 = 8.271_806e-25; // 2^-80
 
 /// e^x of a score less its shift, or 0 when that is too small to matter.
 #[inline(always)]

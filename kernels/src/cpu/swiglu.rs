@@ -5,6 +5,8 @@ use super::math::{sigmoid, silu};
 use super::parallel;
 use super::reduce::lane_sum;
 use super::simd::vectorised;
+#[cfg(target_arch = "x86_64")]
+use super::swiglu_avx512;
 use crate::dtype::{DType, bf16};
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -51,6 +53,15 @@ fn forward_blocks<T: Float>(gate_up: &[T], weights: Option<&[f32]>, h: &mut [T],
     let rows = parallel::rows_per_block(3 * f * size_of::<T>());
     let tasks = gate_up.chunks(rows * 2 * f).zip(h.chunks_mut(rows * f)).enumerate();
     parallel::for_each(tasks, |(block, (gate_up, h))| {
+        #[cfg(target_arch = "x86_64")]
+        if swiglu_avx512::fits(f) {
+            for (r, (gate_up, h)) in gate_up.chunks_exact(2 * f).zip(h.chunks_exact_mut(f)).enumerate() {
+                let weight = weights.map_or(1.0, |weights| weights[block * rows + r]);
+                // SAFETY: `fits` found what it needs.
+                unsafe { swiglu_avx512::forward_row(gate_up.split_at(f), weight, h) };
+            }
+            return;
+        }
         vectorised(
             #[inline(always)]
             || {
@@ -86,6 +97,21 @@ fn backward_blocks<T: Float>(
         (block, slices, dweights.as_mut().and_then(Iterator::next).unwrap_or_default())
     });
     parallel::for_each(tasks, |(block, ((dh, gate_up), dgate_up), dweights)| {
+        #[cfg(target_arch = "x86_64")]
+        if swiglu_avx512::fits(f) {
+            let slices = dh.chunks_exact(f).zip(gate_up.chunks_exact(2 * f));
+            for (r, ((dh, gate_up), dgate_up)) in slices.zip(dgate_up.chunks_exact_mut(2 * f)).enumerate() {
+                let weight = weights.map_or(1.0, |weights| weights[block * rows + r]);
+                let (dgate, dup) = dgate_up.split_at_mut(f);
+                // SAFETY: `fits` found what it needs.
+                let dweight =
+                    unsafe { swiglu_avx512::backward_row(dh, gate_up.split_at(f), weight, dgate, dup) };
+                if let Some(to) = dweights.get_mut(r) {
+                    *to = dweight;
+                }
+            }
+            return;
+        }
         let mut terms = vec![0.0; f];
         vectorised(
             #[inline(always)]

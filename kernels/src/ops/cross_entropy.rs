@@ -143,10 +143,11 @@ mod tests {
         check(230, 17_000, 2, DType::F32, [1e-5, 1e-4]);
     }
 
-    /// Losses come from f32 logits of exact bf16 operands; gradients pass through dlogits rounded to 8 bits.
+    /// Losses come from logits of exact bf16 operands, which some processors sum at 11 bits over up to 64 products;
+    /// gradients pass through dlogits rounded to 8 bits.
     #[test]
     fn bf16_agrees_with_the_reference_within_its_rounding() {
-        check(33, 100, 16, DType::Bf16, [1e-5, 1e-2]);
+        check(33, 100, 16, DType::Bf16, [2e-3, 1e-2]);
     }
 
     #[test]

@@ -5,9 +5,11 @@ use std::ops::Range;
 use crate::cpu::attention::layout::{HeadRows, Shared, carve};
 use crate::cpu::attention::product::{COLS, Left, ROWS, Size, product};
 use crate::cpu::attention::visible::{Panel, Part};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::attention::weights_avx512;
 use crate::cpu::attention::{KEY_TILE, QUERY_BLOCK};
 use crate::cpu::float::Float;
-use crate::cpu::simd::vectorised;
+use crate::cpu::simd::{SimdLevel, simd_level, vectorised};
 use crate::cpu::softmax;
 use crate::device::Device;
 use crate::dtype::DType;
@@ -163,22 +165,14 @@ impl Queries<'_> {
         }
         let rows = panel * ROWS..(panel + 1) * ROWS;
         let (lse, delta) = (&self.lse[rows.clone()], &self.delta[rows]);
-        vectorised(
-            #[inline(always)]
-            || {
-                let rows = p.chunks_exact_mut(KEY_TILE).zip(ds.chunks_exact_mut(KEY_TILE));
-                for ((p, ds), (lse, delta)) in rows.zip(lse.iter().zip(delta)) {
-                    for hidden in [0..start, end..KEY_TILE] {
-                        p[hidden.clone()].fill(0.0);
-                        ds[hidden].fill(0.0);
-                    }
-                    for (p, ds) in p[start..end].iter_mut().zip(&mut ds[start..end]) {
-                        *p = softmax::weight(*p - lse);
-                        *ds = *p * (*ds - delta);
-                    }
-                }
-            },
-        );
+        let rows = p.chunks_exact_mut(KEY_TILE).zip(ds.chunks_exact_mut(KEY_TILE));
+        for ((p, ds), (lse, delta)) in rows.zip(lse.iter().zip(delta)) {
+            for hidden in [0..start, end..KEY_TILE] {
+                p[hidden.clone()].fill(0.0);
+                ds[hidden].fill(0.0);
+            }
+            rebuild_row(&mut p[start..end], &mut ds[start..end], *lse, *delta);
+        }
     }
 
     /// dq += ds·k of one panel; the scale comes when dq is stored.
@@ -211,6 +205,24 @@ impl Queries<'_> {
             let q = (&self.q[from..], keys.width);
             product(size, left(&self.ds[scores]), q, (&mut keys.dk[to..], keys.width), true);
         }
+    }
+}
+
+/// Turns scores into p = e^(score - lse) and `ds`, which comes as do·v, into p·(do·v - delta).
+fn rebuild_row(p: &mut [f32], ds: &mut [f32], lse: f32, delta: f32) {
+    match simd_level() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `simd_level` found what it needs.
+        SimdLevel::Avx512 => unsafe { weights_avx512::rebuild_row(p, ds, lse, delta) },
+        _ => vectorised(
+            #[inline(always)]
+            || {
+                for (p, ds) in p.iter_mut().zip(ds) {
+                    *p = softmax::weight(*p - lse);
+                    *ds = *p * (*ds - delta);
+                }
+            },
+        ),
     }
 }
 

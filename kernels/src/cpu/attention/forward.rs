@@ -3,9 +3,11 @@
 use crate::cpu::attention::layout::{HeadRows, Shared, carve};
 use crate::cpu::attention::product::{COLS, Left, ROWS, Size, product};
 use crate::cpu::attention::visible::{Panel, Part};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::attention::weights_avx512;
 use crate::cpu::attention::{KEY_TILE, QUERY_BLOCK};
 use crate::cpu::float::Float;
-use crate::cpu::simd::vectorised;
+use crate::cpu::simd::{SimdLevel, simd_level, vectorised};
 use crate::cpu::softmax;
 use crate::device::Device;
 use crate::dtype::DType;
@@ -105,10 +107,15 @@ impl<'a> OnlineSoftmax<'a> {
         let o = &mut self.o[rows.start * self.width..rows.end * self.width];
         let (max, sum) = (&mut self.max[rows.clone()], &mut self.sum[rows]);
         let (num_scores, width) = (part.range.len(), self.width);
-        vectorised(
-            #[inline(always)]
-            || weigh(scores, num_scores, max, sum, o, width),
-        );
+        match simd_level() {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `simd_level` found what it needs.
+            SimdLevel::Avx512 => unsafe { weights_avx512::weigh(scores, num_scores, max, sum, o, width) },
+            _ => vectorised(
+                #[inline(always)]
+                || weigh(scores, num_scores, max, sum, o, width),
+            ),
+        }
         let weights = Left { data: scores, row_stride: KEY_TILE, col_stride: 1 };
         let size = Size { m: ROWS, n: width, k: part.seen_end - part.range.start };
         product(size, weights, (&v[part.range.start * width..], width), (o, width), true);

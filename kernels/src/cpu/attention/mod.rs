@@ -12,6 +12,8 @@ mod forward;
 mod layout;
 mod product;
 mod visible;
+#[cfg(target_arch = "x86_64")]
+mod weights_avx512;
 
 use crate::cpu::float::Float;
 use crate::cpu::parallel;

@@ -6,6 +6,7 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
+use crate::cpu::avx512::round_to_bf16;
 use crate::cpu::gemm::kernel::{Format, Kernel, Out, OutPtr, Panels};
 use crate::cpu::gemm::pack::CHUNK;
 
@@ -144,19 +145,4 @@ unsafe fn write_rows(sums: *const __m512, num_rows: usize, vectors: usize, out: 
 #[target_feature(enable = "avx512f")]
 pub(super) fn widen(x: __m256i) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x)))
-}
-
-/// To the nearest, ties to even, a NaN to a quiet NaN: as `bf16::from_f32`, and unlike the instruction for it without
-/// taking subnormals as zero.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn round_to_bf16(x: __m512) -> __m256i {
-    let bits = _mm512_castps_si512(x);
-    let high = _mm512_srli_epi32::<16>(bits);
-    let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-    let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-    let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
-    let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
-    let result = _mm512_mask_or_epi32(rounded, is_nan, high, _mm512_set1_epi32(0x40));
-    _mm512_cvtepi32_epi16(result)
 }
