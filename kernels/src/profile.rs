@@ -1,8 +1,9 @@
 //! Where the time goes: each operation, summed by name, element type and shape, with its FLOPs and bytes.
 //!
-//! Off until [`start`]; then every public function of [`crate::ops`] adds its time. An operation that another one
-//! calls adds its own: no time is counted twice.
+//! Off until [`start`]; then every public function of [`crate::ops`] adds its time. What an operation calls in turn is
+//! part of it: no time is counted twice.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -77,10 +78,14 @@ pub(crate) fn bytes_of(tensors: &[&Tensor]) -> usize {
     tensors.iter().map(|tensor| tensor.size_in_bytes()).sum()
 }
 
-/// Measures from here until the value is dropped, when recording is on. `work` is asked only then.
+/// Measures from here until the value is dropped, when recording is on and no other span is open on this thread. `work`
+/// is asked only then.
 #[must_use]
 pub(crate) fn span(op: &'static str, dtype: DType, work: impl FnOnce() -> Work) -> Option<Span> {
-    IS_ON.load(Ordering::Relaxed).then(|| Span { op, dtype, work: work(), begin: Instant::now() })
+    if !IS_ON.load(Ordering::Relaxed) || IS_OPEN.replace(true) {
+        return None;
+    }
+    Some(Span { op, dtype, work: work(), begin: Instant::now() })
 }
 
 /// A call under way.
@@ -95,6 +100,7 @@ pub(crate) struct Span {
 impl Drop for Span {
     fn drop(&mut self) {
         let time = self.begin.elapsed();
+        IS_OPEN.set(false);
         let key = (self.op, self.dtype.name(), std::mem::take(&mut self.work.shape));
         let mut totals = lock();
         let total = totals.entry(key).or_default();
@@ -106,6 +112,11 @@ impl Drop for Span {
 }
 
 type Key = (&'static str, &'static str, Vec<usize>);
+
+thread_local! {
+    /// Whether this thread is inside a span.
+    static IS_OPEN: Cell<bool> = const { Cell::new(false) };
+}
 
 static IS_ON: AtomicBool = AtomicBool::new(false);
 static TOTALS: Mutex<BTreeMap<Key, Total>> = Mutex::new(BTreeMap::new());
