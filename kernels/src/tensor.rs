@@ -6,6 +6,7 @@ use crate::device::Device;
 use crate::dtype::{DType, Element, bf16};
 use crate::error::{Error, Result};
 use crate::pool::Buffer;
+use crate::profile::{self, Work};
 
 /// The most dimensions a tensor can have.
 pub const MAX_RANK: usize = 4;
@@ -162,6 +163,7 @@ impl Tensor {
     /// [`Error::OutOfMemory`] when the tensor is shared and a copy does not fit.
     pub fn fill_zero(&mut self) -> Result<()> {
         let bytes = self.size_in_bytes();
+        let _span = profile::span("fill_zero", self.dtype(), || Work::pass(bytes));
         let ptr = self.unique()?.as_mut_ptr();
         // SAFETY: the buffer holds `bytes` bytes and is uniquely held.
         unsafe { std::ptr::write_bytes(ptr, 0, bytes) };

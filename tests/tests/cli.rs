@@ -24,6 +24,40 @@ const COMMANDS: [&[&str]; 14] = [
     &["man"],
 ];
 
+/// What `bench --profile` must name for a training step in f32.
+const STEP_OPERATIONS: [&str; 30] = [
+    "adamw",
+    "add",
+    "add_assign",
+    "attention",
+    "attention_backward",
+    "cross_entropy_backward",
+    "embedding",
+    "embedding_backward",
+    "entropy",
+    "fill_zero",
+    "gather",
+    "gather_sum",
+    "grouped_matmul",
+    "grouped_matmul_backward_input",
+    "grouped_matmul_backward_weight",
+    "matmul",
+    "matmul_backward_input",
+    "matmul_backward_weight",
+    "rms_norm",
+    "rms_norm_backward",
+    "rope",
+    "rope_backward",
+    "select",
+    "select_backward",
+    "softmax",
+    "softmax_backward",
+    "sum_of_squares",
+    "swiglu",
+    "swiglu_backward",
+    "top_k",
+];
+
 fn keys(value: &Value) -> Vec<&str> {
     let mut keys: Vec<&str> = value.as_object().expect("an object").keys().map(String::as_str).collect();
     keys.sort_unstable();
@@ -169,6 +203,37 @@ fn bench_prints_one_json_line_with_the_promised_keys() {
     assert_eq!(result["active_params"], rest + 6 * 2 * expert);
     for key in ["tokens_per_s", "step_ms", "gflops", "mfu", "peak_memory_bytes"] {
         assert!(result[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {}", result[key]);
+    }
+}
+
+/// Preset S in one sequence: 256 tokens, six layers of 256 with eight heads of 32, 8 experts of 512, of which 2 work.
+#[test]
+fn the_profile_of_a_step_names_its_operations_and_counts_the_flops_of_the_preset() {
+    let arguments = ["bench", "--batch", "1", "--steps", "4", "--precision", "f32", "--profile", "--json"];
+    let result = Workshop::new().run(&arguments).json();
+    let rows = result["profile"].as_array().expect("a list");
+    let total = |key: &str, of: fn(&str) -> bool| -> f64 {
+        let chosen = rows.iter().filter(|row| row["op"].as_str().is_some_and(of));
+        chosen.map(|row| row[key].as_f64().expect("a number")).sum()
+    };
+    let weights = 4096 * 256 + 6 * (3 * 256 * 256 + 256 * 8 + 2 * 3 * 256 * 512);
+    let of_weights = |op: &str| op.contains("matmul") || op.starts_with("cross_entropy");
+    assert_eq!(total("flops_per_step", of_weights), 6.0 * f64::from(weights) * 256.0);
+    // A query sees itself and what lies before; the backward takes the scores again: five products against two.
+    let visible = f64::from(256 * 257 / 2);
+    assert_eq!(total("flops_per_step", |op| op.starts_with("attention")), 14.0 * 6.0 * 8.0 * 32.0 * visible);
+    let mut operations: Vec<&str> = rows.iter().filter_map(|row| row["op"].as_str()).collect();
+    operations.sort_unstable();
+    operations.dedup();
+    assert_eq!(operations, STEP_OPERATIONS);
+    assert!(result["unattributed_ms_per_step"].is_number(), "{result}");
+    for row in rows {
+        assert!(row["share_of_limit"].as_f64().is_some_and(|share| share > 0.0), "{row}");
+    }
+    for limit in ["f32_gflops", "bf16_gflops", "memory_read_gb_per_s", "memory_copy_gb_per_s"] {
+        for key in [limit.to_owned(), format!("{limit}_one_thread")] {
+            assert!(result["limits"][&key].as_f64().is_some_and(|rate| rate > 0.0), "{key}: {result}");
+        }
     }
 }
 

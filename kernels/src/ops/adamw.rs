@@ -10,6 +10,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
+use crate::profile::{self, Work};
 use crate::tensor::Tensor;
 
 /// The settings of a step; the learning rate and the gradient's scale change from step to step.
@@ -66,6 +67,8 @@ pub fn step(
     if step_number == 0 {
         return refuse("step_number", step_number.to_string(), "a number from 1");
     }
+    let copied = compute_copy.as_ref().map_or(0, |copy| copy.size_in_bytes());
+    let _span = profile::span(OP, weight.dtype(), || Work::pass(7 * weight.size_in_bytes() + copied));
     match weight.device() {
         Device::Cpu => {
             cpu::adamw::step(params, step_number, weight, grad, first_moment, second_moment, compute_copy)

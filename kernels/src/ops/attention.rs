@@ -13,6 +13,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
+use crate::profile::{self, Work, bytes_of};
 use crate::tensor::Tensor;
 
 /// Which keys a query sees. The default is everything.
@@ -32,6 +33,20 @@ impl Mask {
         let in_time = !self.causal || key <= query;
         let near = self.window.is_none_or(|window| query.abs_diff(key) < window);
         in_time && (near || key < self.num_global_tokens || query < self.num_global_tokens)
+    }
+
+    /// How many of the keys `0..num_keys` the query at absolute position `query` sees.
+    pub(crate) fn num_visible(&self, query: usize, num_keys: usize) -> usize {
+        let horizon = if self.causal { num_keys.min(query + 1) } else { num_keys };
+        match self.window {
+            Some(window) if query >= self.num_global_tokens => {
+                let end = horizon.min(query.saturating_add(window));
+                let start = (query + 1).saturating_sub(window).min(end);
+                let global = self.num_global_tokens.min(horizon);
+                global + end.saturating_sub(start.max(global))
+            }
+            _ => horizon,
+        }
     }
 
     /// Refuses a window that hides every key.
@@ -64,6 +79,8 @@ pub fn forward(
     query_start: usize,
 ) -> Result<(Tensor, Tensor)> {
     let problem = Problem::new("attention", [q_bthd, k_bsgd, v_bsgd], mask, scale, query_start)?;
+    let bytes = || bytes_of(&[q_bthd, q_bthd, k_bsgd, v_bsgd]);
+    let _span = profile::span("attention", q_bthd.dtype(), || problem.work(4, bytes()));
     let mut o_bthd = Tensor::scratch(q_bthd.shape(), q_bthd.dtype(), q_bthd.device())?;
     let mut lse_bht = Tensor::scratch(&problem.lse_shape(), DType::F32, q_bthd.device())?;
     match q_bthd.device() {
@@ -90,6 +107,8 @@ pub fn backward(
 ) -> Result<(Tensor, Tensor, Tensor)> {
     const OP: &str = "attention_backward";
     let problem = Problem::new(OP, [q_bthd, k_bsgd, v_bsgd], mask, scale, query_start)?;
+    let bytes = || bytes_of(&[q_bthd, do_bthd, o_bthd, q_bthd, k_bsgd, v_bsgd, k_bsgd, v_bsgd]);
+    let _span = profile::span(OP, q_bthd.dtype(), || problem.work(10, bytes()));
     for (what, tensor) in [("do", do_bthd), ("o", o_bthd)] {
         check::shape(OP, what, tensor, q_bthd.shape())?;
         check::dtype(OP, what, tensor, q_bthd.dtype())?;
@@ -181,6 +200,14 @@ impl Problem {
             return error("query_start", format!("{} of {} keys", self.query_start, self.num_keys), expected);
         }
         Ok(())
+    }
+
+    /// What a pass of `flops_each` FLOPs for each element of head size and visible pair of query and key does.
+    fn work(&self, flops_each: usize, bytes: usize) -> Work {
+        let Problem { batch: b, num_queries: t, num_keys: s, num_heads: h, head_dim: d, .. } = *self;
+        let queries = self.query_start..self.query_start + t;
+        let visible: usize = queries.map(|query| self.mask.num_visible(query, s)).sum();
+        Work::products(&[b, t, s, h, self.num_kv_heads, d], flops_each * b * h * visible * d, bytes)
     }
 
     fn lse_shape(&self) -> [usize; 3] {

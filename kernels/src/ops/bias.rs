@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::check;
+use crate::profile::{self, Work};
 use crate::tensor::Tensor;
 
 /// y in the dtype of x.
@@ -17,6 +18,7 @@ use crate::tensor::Tensor;
 /// Shapes or dtypes that do not fit; out of memory when x is shared.
 pub fn forward(mut x: Tensor, bias_n: &Tensor) -> Result<Tensor> {
     check_operands("bias", "x", &x, "bias", bias_n)?;
+    let _span = profile::span("bias", x.dtype(), || Work::pass(2 * x.size_in_bytes()));
     match x.device() {
         Device::Cpu => cpu::bias::forward(&mut x, bias_n)?,
     }
@@ -29,6 +31,7 @@ pub fn forward(mut x: Tensor, bias_n: &Tensor) -> Result<Tensor> {
 /// Shapes or dtypes that do not fit; out of memory when dbias is shared.
 pub fn backward(dy: &Tensor, dbias_n: &mut Tensor) -> Result<()> {
     check_operands("bias_backward", "dy", dy, "dbias", dbias_n)?;
+    let _span = profile::span("bias_backward", dy.dtype(), || Work::pass(dy.size_in_bytes()));
     match dy.device() {
         Device::Cpu => cpu::bias::backward(dy, dbias_n),
     }

@@ -11,6 +11,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
+use crate::profile::{self, Work, bytes_of};
 use crate::tensor::Tensor;
 
 /// The target that marks a token without a loss.
@@ -23,6 +24,7 @@ pub const IGNORED: i32 = -1;
 pub fn forward(x_td: &Tensor, w_vd: &Tensor, targets_t: &Tensor) -> Result<Tensor> {
     const OP: &str = "cross_entropy";
     check_inputs(OP, x_td, w_vd, targets_t)?;
+    let _span = profile::span(OP, x_td.dtype(), || work(x_td, w_vd, 2, bytes_of(&[x_td, w_vd])));
     let mut losses_t = Tensor::scratch(targets_t.shape(), DType::F32, x_td.device())?;
     match x_td.device() {
         Device::Cpu => cpu::cross_entropy::forward(x_td, w_vd, targets_t, &mut losses_t)?,
@@ -45,6 +47,8 @@ pub fn forward_backward(
     check_inputs(OP, x_td, w_vd, targets_t)?;
     check::shape(OP, "dw", dw_vd, w_vd.shape())?;
     check::dtype(OP, "dw", dw_vd, DType::F32)?;
+    let bytes = || bytes_of(&[x_td, x_td, w_vd, &*dw_vd, &*dw_vd]);
+    let _span = profile::span(OP, x_td.dtype(), || work(x_td, w_vd, 6, bytes()));
     let mut losses_t = Tensor::scratch(targets_t.shape(), DType::F32, x_td.device())?;
     let mut dx_td = Tensor::scratch(x_td.shape(), x_td.dtype(), x_td.device())?;
     match x_td.device() {
@@ -59,6 +63,11 @@ pub fn forward_backward(
         )?,
     }
     Ok((losses_t, dx_td))
+}
+
+fn work(x_td: &Tensor, w_vd: &Tensor, flops_each: usize, bytes: usize) -> Work {
+    let [t, v, d] = [x_td.num_rows(), w_vd.num_rows(), w_vd.last_dim()];
+    Work::products(&[t, v, d], flops_each * t * v * d, bytes)
 }
 
 fn check_inputs(op: &'static str, x_td: &Tensor, w_vd: &Tensor, targets_t: &Tensor) -> Result<()> {

@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::check;
+use crate::profile::{self, Work, bytes_of};
 use crate::tensor::Tensor;
 
 /// a + b, in their one dtype.
@@ -17,6 +18,7 @@ use crate::tensor::Tensor;
 /// Shapes or dtypes that do not fit; out of memory.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     check_pair("add", a, b)?;
+    let _span = profile::span("add", a.dtype(), || Work::pass(3 * a.size_in_bytes()));
     let mut sum = Tensor::scratch(a.shape(), a.dtype(), a.device())?;
     match a.device() {
         Device::Cpu => cpu::elementwise::add(a, b, &mut sum)?,
@@ -30,6 +32,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// As [`add`].
 pub fn add_assign(a: &mut Tensor, b: &Tensor) -> Result<()> {
     check_pair("add_assign", a, b)?;
+    let _span = profile::span("add_assign", a.dtype(), || Work::pass(3 * a.size_in_bytes()));
     match a.device() {
         Device::Cpu => cpu::elementwise::add_assign(a, b),
     }
@@ -41,6 +44,7 @@ pub fn add_assign(a: &mut Tensor, b: &Tensor) -> Result<()> {
 /// A tensor of integers; out of memory when it is shared.
 pub fn scale_assign(a: &mut Tensor, factor: f32) -> Result<()> {
     check::float("scale_assign", "a", a)?;
+    let _span = profile::span("scale_assign", a.dtype(), || Work::pass(2 * a.size_in_bytes()));
     match a.device() {
         Device::Cpu => cpu::elementwise::scale_assign(a, factor),
     }
@@ -68,6 +72,7 @@ pub fn cast_into(x: &Tensor, out: &mut Tensor) -> Result<()> {
     check::float("cast", "x", x)?;
     check::float("cast", "out", out)?;
     check::shape("cast", "out", out, x.shape())?;
+    let _span = profile::span("cast", x.dtype(), || Work::pass(bytes_of(&[x, &*out])));
     match x.device() {
         Device::Cpu => cpu::elementwise::cast_into(x, out),
     }

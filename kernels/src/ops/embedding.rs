@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
+use crate::profile::{self, Work};
 use crate::tensor::{MAX_RANK, Tensor};
 
 /// x_td, stored as `out`.
@@ -20,6 +21,8 @@ pub fn forward(ids_t: &Tensor, table_vd: &Tensor, out: DType) -> Result<Tensor> 
     check::rank(OP, "table", table_vd, 2)?;
     check::float(OP, "table", table_vd)?;
     check_ids(OP, ids_t, table_vd.num_rows())?;
+    let per_row = table_vd.last_dim() * (table_vd.dtype().size_in_bytes() + out.size_in_bytes());
+    let _span = profile::span(OP, table_vd.dtype(), || Work::pass(per_row * ids_t.num_elements()));
     let mut x_td = Tensor::scratch(&with_dim(ids_t, table_vd.last_dim()), out, table_vd.device())?;
     check::float(OP, "x", &x_td)?;
     match table_vd.device() {
@@ -39,6 +42,9 @@ pub fn backward(dx_td: &Tensor, ids_t: &Tensor, dtable_vd: &mut Tensor) -> Resul
     check_ids(OP, ids_t, dtable_vd.num_rows())?;
     check::float(OP, "dx", dx_td)?;
     check::shape(OP, "dx", dx_td, &with_dim(ids_t, dtable_vd.last_dim()))?;
+    // Rows that occur twice are counted twice: which ones do is not known here.
+    let onto = 2 * dx_td.num_elements() * dtable_vd.dtype().size_in_bytes();
+    let _span = profile::span(OP, dx_td.dtype(), || Work::pass(dx_td.size_in_bytes() + onto));
     match dx_td.device() {
         Device::Cpu => cpu::embedding::backward(dx_td, ids_t, dtable_vd),
     }

@@ -10,6 +10,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
+use crate::profile::{self, Work, bytes_of};
 use crate::tensor::Tensor;
 
 /// y_ro = x_ri·w_eoiᵀ by group, in the dtype of x.
@@ -20,6 +21,9 @@ pub fn forward(x_ri: &Tensor, w_eoi: &Tensor, offsets_e: &Tensor) -> Result<Tens
     const OP: &str = "grouped_matmul";
     check_operands(OP, x_ri, w_eoi, offsets_e)?;
     check::shape(OP, "x", x_ri, &[x_ri.num_rows(), w_eoi.last_dim()])?;
+    let y_bytes = x_ri.num_rows() * w_eoi.shape()[1] * x_ri.dtype().size_in_bytes();
+    let _span =
+        profile::span(OP, x_ri.dtype(), || work(w_eoi, offsets_e, bytes_of(&[x_ri, w_eoi]) + y_bytes));
     let mut y_ro = Tensor::scratch(&[x_ri.num_rows(), w_eoi.shape()[1]], x_ri.dtype(), x_ri.device())?;
     match x_ri.device() {
         Device::Cpu => cpu::grouped_matmul::forward(x_ri, w_eoi, offsets_e, &mut y_ro)?,
@@ -35,6 +39,9 @@ pub fn backward_input(dy_ro: &Tensor, w_eoi: &Tensor, offsets_e: &Tensor) -> Res
     const OP: &str = "grouped_matmul_backward_input";
     check_operands(OP, dy_ro, w_eoi, offsets_e)?;
     check::shape(OP, "dy", dy_ro, &[dy_ro.num_rows(), w_eoi.shape()[1]])?;
+    let dx_bytes = dy_ro.num_rows() * w_eoi.last_dim() * dy_ro.dtype().size_in_bytes();
+    let _span =
+        profile::span(OP, dy_ro.dtype(), || work(w_eoi, offsets_e, bytes_of(&[dy_ro, w_eoi]) + dx_bytes));
     let mut dx_ri = Tensor::scratch(&[dy_ro.num_rows(), w_eoi.last_dim()], dy_ro.dtype(), dy_ro.device())?;
     match dy_ro.device() {
         Device::Cpu => cpu::grouped_matmul::backward_input(dy_ro, w_eoi, offsets_e, &mut dx_ri)?,
@@ -56,9 +63,19 @@ pub fn backward_weight(dy_ro: &Tensor, x_ri: &Tensor, offsets_e: &Tensor, dw_eoi
     check::shape(OP, "dy", dy_ro, &[dy_ro.num_rows(), o])?;
     check::shape(OP, "x", x_ri, &[dy_ro.num_rows(), i])?;
     check_offsets(OP, offsets_e, num_experts, dy_ro.num_rows())?;
+    let bytes = || bytes_of(&[dy_ro, x_ri, &*dw_eoi, &*dw_eoi]);
+    let _span = profile::span(OP, dy_ro.dtype(), || work(dw_eoi, offsets_e, bytes()));
     match dy_ro.device() {
         Device::Cpu => cpu::grouped_matmul::backward_weight(dy_ro, x_ri, offsets_e, dw_eoi),
     }
+}
+
+/// Rows behind the last offset are not multiplied.
+fn work(w_eoi: &Tensor, offsets_e: &Tensor, bytes: usize) -> Work {
+    let offsets = offsets_e.data::<i32>().unwrap_or_default();
+    let r = offsets.last().map_or(0, |&rows| rows as usize);
+    let [e, o, i] = [w_eoi.shape()[0], w_eoi.shape()[1], w_eoi.last_dim()];
+    Work::products(&[e, r, o, i], 2 * r * o * i, bytes)
 }
 
 fn check_operands(op: &'static str, rows: &Tensor, w_eoi: &Tensor, offsets_e: &Tensor) -> Result<()> {

@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::check;
+use crate::profile::{self, Work, bytes_of};
 use crate::tensor::Tensor;
 
 /// y_to = x_ti·w_oiᵀ, stored as `out`. x and w share one float dtype.
@@ -21,6 +22,8 @@ pub fn forward(x_ti: &Tensor, w_oi: &Tensor, out: DType) -> Result<Tensor> {
     check::dtype(OP, "w", w_oi, x_ti.dtype())?;
     check::rank(OP, "w", w_oi, 2)?;
     check::last_dim(OP, "x", x_ti, w_oi.last_dim())?;
+    let y_bytes = x_ti.num_rows() * w_oi.shape()[0] * out.size_in_bytes();
+    let _span = profile::span(OP, x_ti.dtype(), || work(x_ti, w_oi, bytes_of(&[x_ti, w_oi]) + y_bytes));
     let mut y_to = Tensor::scratch(&with_last_dim(x_ti, w_oi.shape()[0]), out, x_ti.device())?;
     check::float(OP, "y", &y_to)?;
     match x_ti.device() {
@@ -39,6 +42,9 @@ pub fn backward_input(dy_to: &Tensor, w_oi: &Tensor, onto: Option<Tensor>) -> Re
     check::dtype(OP, "w", w_oi, dy_to.dtype())?;
     check::rank(OP, "w", w_oi, 2)?;
     check::last_dim(OP, "dy", dy_to, w_oi.shape()[0])?;
+    let moves = if onto.is_some() { 2 } else { 1 };
+    let dx_bytes = moves * dy_to.num_rows() * w_oi.last_dim() * dy_to.dtype().size_in_bytes();
+    let _span = profile::span(OP, dy_to.dtype(), || work(dy_to, w_oi, bytes_of(&[dy_to, w_oi]) + dx_bytes));
     let shape = with_last_dim(dy_to, w_oi.last_dim());
     let accumulate = onto.is_some();
     let mut dx_ti = match onto {
@@ -64,9 +70,16 @@ pub fn backward_weight(dy_to: &Tensor, x_ti: &Tensor, dw_oi: &mut Tensor) -> Res
     check::shape(OP, "x", x_ti, &with_last_dim(dy_to, x_ti.last_dim()))?;
     check::shape(OP, "dw", dw_oi, &[dy_to.last_dim(), x_ti.last_dim()])?;
     check::dtype(OP, "dw", dw_oi, DType::F32)?;
+    let bytes = || bytes_of(&[dy_to, x_ti, &*dw_oi, &*dw_oi]);
+    let _span = profile::span(OP, dy_to.dtype(), || work(dy_to, dw_oi, bytes()));
     match dy_to.device() {
         Device::Cpu => cpu::matmul::backward_weight(dy_to, x_ti, dw_oi),
     }
+}
+
+fn work(rows: &Tensor, w_oi: &Tensor, bytes: usize) -> Work {
+    let [t, o, i] = [rows.num_rows(), w_oi.num_rows(), w_oi.last_dim()];
+    Work::products(&[t, o, i], 2 * t * o * i, bytes)
 }
 
 /// The shape of `x` with its last dimension replaced.

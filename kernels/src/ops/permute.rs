@@ -14,6 +14,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
+use crate::profile::{self, Work, bytes_of};
 use crate::tensor::Tensor;
 
 /// x_rd: row r is `x[rows[r]]`, or zeros where the index is -1. Leading dimensions of x are folded into t.
@@ -25,6 +26,9 @@ pub fn gather(x_td: &Tensor, rows_r: &Tensor) -> Result<Tensor> {
     check::float(OP, "x", x_td)?;
     check::rank(OP, "rows", rows_r, 1)?;
     check_indices(OP, "rows", rows_r, x_td.num_rows())?;
+    let row_bytes = x_td.last_dim() * x_td.dtype().size_in_bytes();
+    let bytes = || 2 * rows_r.num_elements() * row_bytes + rows_r.size_in_bytes();
+    let _span = profile::span(OP, x_td.dtype(), || Work::pass(bytes()));
     let mut x_rd = Tensor::scratch(&[rows_r.num_elements(), x_td.last_dim()], x_td.dtype(), x_td.device())?;
     match x_td.device() {
         Device::Cpu => cpu::permute::gather(x_td, rows_r, &mut x_rd)?,
@@ -42,6 +46,9 @@ pub fn gather_sum(y_rd: &Tensor, token_rows_tk: &Tensor) -> Result<Tensor> {
     check::rank(OP, "y", y_rd, 2)?;
     check::rank(OP, "token_rows", token_rows_tk, 2)?;
     check_indices(OP, "token_rows", token_rows_tk, y_rd.num_rows())?;
+    let out_bytes = token_rows_tk.num_rows() * y_rd.last_dim() * y_rd.dtype().size_in_bytes();
+    let bytes = || bytes_of(&[y_rd, token_rows_tk]) + out_bytes;
+    let _span = profile::span(OP, y_rd.dtype(), || Work::pass(bytes()));
     let mut out_td =
         Tensor::scratch(&[token_rows_tk.num_rows(), y_rd.last_dim()], y_rd.dtype(), y_rd.device())?;
     match y_rd.device() {

@@ -8,6 +8,7 @@ use crate::cpu;
 use crate::device::Device;
 use crate::error::Result;
 use crate::ops::check;
+use crate::profile::{self, Work};
 use crate::tensor::Tensor;
 
 /// Σ x.
@@ -16,6 +17,7 @@ use crate::tensor::Tensor;
 /// A tensor of integers.
 pub fn sum(x: &Tensor) -> Result<f64> {
     check::float("sum", "x", x)?;
+    let _span = profile::span("sum", x.dtype(), || Work::pass(x.size_in_bytes()));
     match x.device() {
         Device::Cpu => cpu::reduce::sum(x),
     }
@@ -27,6 +29,7 @@ pub fn sum(x: &Tensor) -> Result<f64> {
 /// A tensor of integers.
 pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     check::float("sum_of_squares", "x", x)?;
+    let _span = profile::span("sum_of_squares", x.dtype(), || Work::pass(x.size_in_bytes()));
     match x.device() {
         Device::Cpu => cpu::reduce::sum_of_squares(x),
     }

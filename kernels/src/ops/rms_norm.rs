@@ -9,6 +9,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
+use crate::profile::{self, Work};
 use crate::tensor::Tensor;
 
 /// (y in the dtype of x, rstd in f32). w is f32 or has the dtype of x.
@@ -18,6 +19,7 @@ use crate::tensor::Tensor;
 pub fn forward(x: &Tensor, w_d: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     const OP: &str = "rms_norm";
     check_input(OP, x, w_d)?;
+    let _span = profile::span(OP, x.dtype(), || Work::pass(2 * x.size_in_bytes()));
     let mut y = Tensor::scratch(x.shape(), x.dtype(), x.device())?;
     let mut rstd_t = Tensor::scratch(row_shape(x), DType::F32, x.device())?;
     match x.device() {
@@ -48,6 +50,8 @@ pub fn backward(
     check::shape(OP, "dw", dw_d, w_d.shape())?;
     check::dtype(OP, "dw", dw_d, DType::F32)?;
     let accumulate = onto.is_some();
+    let moves = if accumulate { 4 } else { 3 };
+    let _span = profile::span(OP, x.dtype(), || Work::pass(moves * x.size_in_bytes()));
     let mut dx = match onto {
         Some(dx) => dx,
         None => Tensor::scratch(x.shape(), x.dtype(), x.device())?,

@@ -10,6 +10,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
+use crate::profile::{self, Work};
 use crate::tensor::Tensor;
 
 /// y_bthd: x turned; token t stands at position start_position + t.
@@ -98,6 +99,9 @@ impl RopeTable {
     ) -> Result<Tensor> {
         check::float(op, what, &x_bthd)?;
         check::rank(op, what, &x_bthd, 4)?;
+        let turned = 2 * x_bthd.num_elements() / x_bthd.last_dim().max(1) * self.rotary_dim();
+        let bytes = turned * x_bthd.dtype().size_in_bytes();
+        let _span = profile::span(op, x_bthd.dtype(), || Work::pass(bytes));
         if x_bthd.last_dim() < self.rotary_dim() {
             return Err(Error::Shape {
                 op,

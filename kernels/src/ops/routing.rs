@@ -11,6 +11,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
+use crate::profile::{self, Work, bytes_of};
 use crate::tensor::Tensor;
 
 /// scores_te: the softmax over the last dimension.
@@ -19,6 +20,7 @@ use crate::tensor::Tensor;
 /// Logits that are not f32; out of memory.
 pub fn softmax(logits_te: &Tensor) -> Result<Tensor> {
     check::dtype("softmax", "logits", logits_te, DType::F32)?;
+    let _span = profile::span("softmax", DType::F32, || Work::pass(2 * logits_te.size_in_bytes()));
     let mut scores_te = like(logits_te)?;
     match logits_te.device() {
         Device::Cpu => cpu::routing::softmax(logits_te, &mut scores_te)?,
@@ -32,6 +34,7 @@ pub fn softmax(logits_te: &Tensor) -> Result<Tensor> {
 /// Shapes or dtypes that do not fit; out of memory.
 pub fn softmax_backward(dscores_te: &Tensor, scores_te: &Tensor) -> Result<Tensor> {
     check_gradient("softmax_backward", dscores_te, scores_te)?;
+    let _span = profile::span("softmax_backward", DType::F32, || Work::pass(3 * scores_te.size_in_bytes()));
     let mut dlogits_te = like(scores_te)?;
     match scores_te.device() {
         Device::Cpu => cpu::routing::softmax_backward(dscores_te, scores_te, &mut dlogits_te)?,
@@ -45,6 +48,7 @@ pub fn softmax_backward(dscores_te: &Tensor, scores_te: &Tensor) -> Result<Tenso
 /// Logits that are not f32; out of memory.
 pub fn sigmoid(logits_te: &Tensor) -> Result<Tensor> {
     check::dtype("sigmoid", "logits", logits_te, DType::F32)?;
+    let _span = profile::span("sigmoid", DType::F32, || Work::pass(2 * logits_te.size_in_bytes()));
     let mut scores_te = like(logits_te)?;
     match logits_te.device() {
         Device::Cpu => cpu::routing::sigmoid(logits_te, &mut scores_te)?,
@@ -58,6 +62,7 @@ pub fn sigmoid(logits_te: &Tensor) -> Result<Tensor> {
 /// Shapes or dtypes that do not fit; out of memory.
 pub fn sigmoid_backward(dscores_te: &Tensor, scores_te: &Tensor) -> Result<Tensor> {
     check_gradient("sigmoid_backward", dscores_te, scores_te)?;
+    let _span = profile::span("sigmoid_backward", DType::F32, || Work::pass(3 * scores_te.size_in_bytes()));
     let mut dlogits_te = like(scores_te)?;
     match scores_te.device() {
         Device::Cpu => cpu::routing::sigmoid_backward(dscores_te, scores_te, &mut dlogits_te)?,
@@ -83,6 +88,8 @@ pub fn top_k(scores_te: &Tensor, bias_e: Option<&Tensor>, k: usize) -> Result<Te
         let expected = format!("1 to the {} experts there are", scores_te.last_dim());
         return Err(Error::Value { op: OP, what: "k", got: k.to_string(), expected });
     }
+    let indices_bytes = scores_te.num_rows() * k * DType::I32.size_in_bytes();
+    let _span = profile::span(OP, DType::F32, || Work::pass(scores_te.size_in_bytes() + indices_bytes));
     let mut indices_tk = Tensor::scratch(&[scores_te.num_rows(), k], DType::I32, scores_te.device())?;
     match scores_te.device() {
         Device::Cpu => cpu::routing::top_k(scores_te, bias_e, &mut indices_tk)?,
@@ -99,6 +106,7 @@ pub fn select(scores_te: &Tensor, indices_tk: &Tensor) -> Result<Tensor> {
     check::dtype(OP, "scores", scores_te, DType::F32)?;
     check::rank(OP, "scores", scores_te, 2)?;
     check_indices(OP, indices_tk, scores_te.num_rows(), scores_te.last_dim())?;
+    let _span = profile::span(OP, DType::F32, || Work::pass(3 * indices_tk.size_in_bytes()));
     let mut weights_tk = Tensor::scratch(indices_tk.shape(), DType::F32, scores_te.device())?;
     match scores_te.device() {
         Device::Cpu => cpu::routing::select(scores_te, indices_tk, &mut weights_tk)?,
@@ -115,6 +123,9 @@ pub fn select_backward(dweights_tk: &Tensor, indices_tk: &Tensor, num_experts: u
     check::dtype(OP, "dweights", dweights_tk, DType::F32)?;
     check_indices(OP, indices_tk, dweights_tk.num_rows(), num_experts)?;
     check::shape(OP, "dweights", dweights_tk, indices_tk.shape())?;
+    let dscores_bytes = dweights_tk.num_rows() * num_experts * DType::F32.size_in_bytes();
+    let bytes = || bytes_of(&[dweights_tk, indices_tk]) + dscores_bytes;
+    let _span = profile::span(OP, DType::F32, || Work::pass(bytes()));
     let shape = [dweights_tk.num_rows(), num_experts];
     let mut dscores_te = Tensor::zeros(&shape, DType::F32, dweights_tk.device())?;
     match dweights_tk.device() {
@@ -129,6 +140,7 @@ pub fn select_backward(dweights_tk: &Tensor, indices_tk: &Tensor, num_experts: u
 /// Logits that are not an f32 matrix; out of memory.
 pub fn logsumexp(logits_te: &Tensor) -> Result<Tensor> {
     const OP: &str = "logsumexp";
+    let _span = profile::span(OP, DType::F32, || Work::pass(logits_te.size_in_bytes()));
     check::dtype(OP, "logits", logits_te, DType::F32)?;
     check::rank(OP, "logits", logits_te, 2)?;
     let mut lse_t = Tensor::scratch(&[logits_te.num_rows()], DType::F32, logits_te.device())?;
@@ -149,6 +161,7 @@ pub fn logsumexp_backward(
     dlogits_te: &mut Tensor,
 ) -> Result<()> {
     const OP: &str = "logsumexp_backward";
+    let _span = profile::span(OP, DType::F32, || Work::pass(3 * logits_te.size_in_bytes()));
     check::dtype(OP, "logits", logits_te, DType::F32)?;
     check::rank(OP, "logits", logits_te, 2)?;
     check_gradient(OP, dlogits_te, logits_te)?;
@@ -167,6 +180,7 @@ pub fn logsumexp_backward(
 /// Scores that are not an f32 matrix; out of memory.
 pub fn entropy(scores_te: &Tensor) -> Result<Tensor> {
     const OP: &str = "entropy";
+    let _span = profile::span(OP, DType::F32, || Work::pass(scores_te.size_in_bytes()));
     check::dtype(OP, "scores", scores_te, DType::F32)?;
     check::rank(OP, "scores", scores_te, 2)?;
     let mut entropy_t = Tensor::scratch(&[scores_te.num_rows()], DType::F32, scores_te.device())?;

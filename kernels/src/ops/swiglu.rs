@@ -11,6 +11,7 @@ use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
+use crate::profile::{self, Work};
 use crate::tensor::Tensor;
 
 /// h_rf in the dtype of gate_up.
@@ -20,6 +21,7 @@ use crate::tensor::Tensor;
 pub fn forward(gate_up_r2f: &Tensor, weights_r: Option<&Tensor>) -> Result<Tensor> {
     const OP: &str = "swiglu";
     let shape = check_input(OP, gate_up_r2f, weights_r)?;
+    let _span = profile::span(OP, gate_up_r2f.dtype(), || Work::pass(3 * gate_up_r2f.size_in_bytes() / 2));
     let mut h_rf = Tensor::scratch(&shape, gate_up_r2f.dtype(), gate_up_r2f.device())?;
     match gate_up_r2f.device() {
         Device::Cpu => cpu::swiglu::forward(gate_up_r2f, weights_r, &mut h_rf)?,
@@ -40,6 +42,7 @@ pub fn backward(
     let shape = check_input(OP, gate_up_r2f, weights_r)?;
     check::shape(OP, "dh", dh_rf, &shape)?;
     check::dtype(OP, "dh", dh_rf, gate_up_r2f.dtype())?;
+    let _span = profile::span(OP, dh_rf.dtype(), || Work::pass(5 * dh_rf.size_in_bytes()));
     let mut dgate_up_r2f = Tensor::scratch(gate_up_r2f.shape(), gate_up_r2f.dtype(), gate_up_r2f.device())?;
     // Zeros, not scratch: rows of no elements are never visited.
     let mut dweights_r = match weights_r {

@@ -23,7 +23,7 @@ pub(super) struct Kernel {
 
 /// What a kernel multiplies, and so what packing makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub(crate) enum Format {
     /// f32, into which bf16 is widened.
     F32,
     /// Pairs of bf16 neighbours along K.
@@ -118,6 +118,11 @@ pub(super) fn choose(a: Values, b: Values) -> Kernel {
         }
     }
     kernel_portable::KERNEL
+}
+
+/// What the kernel for two bf16 operands multiplies here.
+pub(crate) fn bf16_format() -> Format {
+    choose(Values::Bf16(&[]), Values::Bf16(&[])).format
 }
 
 /// All kernels that run here.

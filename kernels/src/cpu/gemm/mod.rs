@@ -30,6 +30,7 @@ use crate::error::Result;
 use crate::pool::Buffer;
 
 pub use kernel::bf16_is_fast;
+pub(crate) use kernel::{Format, bf16_format};
 pub(crate) use matrix::{Matrix, MatrixMut, Values, ValuesMut};
 
 use kernel::Kernel;

@@ -238,3 +238,18 @@ fn what_does_not_fit_is_refused_with_its_reason() {
         "attention_backward: lse has shape [1, 4, 6], expected [1, 6, 4]"
     );
 }
+
+#[test]
+fn visible_keys_are_counted_as_the_mask_sees_them() {
+    for (causal, window, num_global_tokens) in [false, true]
+        .into_iter()
+        .flat_map(|causal| [None, Some(1), Some(3), Some(20)].map(|window| (causal, window)))
+        .flat_map(|(causal, window)| [0, 2, 6].map(|globals| (causal, window, globals)))
+    {
+        let mask = Mask { causal, window, num_global_tokens };
+        for (query, num_keys) in (0..9).flat_map(|query| (0..9).map(move |keys| (query, keys))) {
+            let seen = (0..num_keys).filter(|&key| mask.sees(query, key)).count();
+            assert_eq!(mask.num_visible(query, num_keys), seen, "{mask:?}, query {query}, {num_keys} keys");
+        }
+    }
+}

@@ -1,4 +1,8 @@
-//! `wattle bench`: the speed of full training steps on random tokens.
+//! `wattle bench`: the speed of full training steps on random tokens, where their time goes (`profile`), and what the
+//! machine can do at most (`limits`).
+
+mod limits;
+mod profile;
 
 use std::time::Instant;
 
@@ -6,6 +10,7 @@ use anyhow::Result;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use wattle_energy::{EnergyConfig, WindowKind};
+use wattle_kernels::limits::Limits;
 use wattle_kernels::rng::{Philox, Purpose};
 use wattle_kernels::{DType, pool};
 
@@ -15,6 +20,7 @@ use crate::model::presets::{self, Preset};
 use crate::optim::config::OptimizerConfig;
 use crate::telemetry::{format, message};
 use crate::train::{Learner, flops_per_token, start_threads};
+use profile::Profile;
 
 /// Flags of `wattle bench`.
 #[derive(Debug, Args)]
@@ -41,6 +47,12 @@ pub struct Arguments {
     /// Print the time of each phase to stderr
     #[arg(long)]
     phases: bool,
+    /// Print the time of each operation and its share of the machine's measured limit
+    #[arg(long)]
+    profile: bool,
+    /// Measure only what the machine can do: multiply-adds and memory bandwidth
+    #[arg(long, conflicts_with_all = ["preset", "precision", "steps", "batch", "phases", "profile"])]
+    limits: bool,
     /// Print one JSON line
     #[arg(long)]
     json: bool,
@@ -62,8 +74,13 @@ const NUM_WARM_UP_STEPS: u64 = 3;
 
 /// Runs the benchmark.
 pub fn run(arguments: &Arguments) -> Result<u8> {
-    let preset = &arguments.preset;
     start_threads(arguments.threads)?;
+    if arguments.limits {
+        let limits = Limits::measure();
+        print(&if arguments.json { format!("{}\n", limits::json(&limits)) } else { limits::text(&limits) })?;
+        return Ok(exit::DONE);
+    }
+    let preset = &arguments.preset;
     let compute = match arguments.precision {
         BenchPrecision::F32 => DType::F32,
         BenchPrecision::Bf16 => DType::Bf16,
@@ -82,6 +99,9 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let mut joules = Some(0.0);
     let mut phases = Vec::new();
     for step in 0..arguments.steps {
+        if arguments.profile && step == NUM_WARM_UP_STEPS {
+            wattle_kernels::profile::start();
+        }
         monitor.close_window(WindowKind::Idle);
         let begin = Instant::now();
         let random = Philox::new(0, Purpose::Synthetic, step);
@@ -95,6 +115,11 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
             phases.push(report.phases);
         }
     }
+    let profiled = arguments.profile.then(|| {
+        let entries = wattle_kernels::profile::stop();
+        let limits = Limits::measure();
+        (Profile::new(entries, &seconds, &limits), limits)
+    });
     if arguments.phases {
         let num_steps = phases.len() as f64;
         for phase in crate::autograd::Phase::ALL {
@@ -113,7 +138,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         * 3
         * preset.model.d_model
         * preset.moe.expert_ffn_size;
-    let result = json!({
+    let mut result = json!({
         "engine": "wattle",
         "version": env!("CARGO_PKG_VERSION"),
         "preset": preset.name,
@@ -129,6 +154,11 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         "joules_per_token": joules.map(|joules| joules / measured_tokens),
         "energy_source": monitor.source_label(),
     });
+    if let Some((profile, limits)) = &profiled {
+        result["limits"] = limits::json(limits);
+        result["profile"] = profile.json();
+        result["unattributed_ms_per_step"] = json!(profile.unattributed_seconds() * 1e3);
+    }
     let mut text = format!("{result}\n");
     if !arguments.json {
         text = format!("preset {} on cpu in {}\n", preset.name, compute.name());
@@ -145,6 +175,10 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
         line(format!("{} at the peak", format::bytes(pool::stats().peak_bytes)));
         if let Some(joules) = joules {
             line(format!("{:.4} J/token ({})", joules / measured_tokens, monitor.source_label()));
+        }
+        if let Some((profile, limits)) = &profiled {
+            text.push_str(&limits::text(limits));
+            text.push_str(&profile.text());
         }
     }
     print(&text)?;
