@@ -4,12 +4,12 @@
 //! gradient of x is dy itself.
 //! Napkin: 2 elements moved forward, 1 backward; memory-bound. Works in place when x is held once.
 
-use crate::cpu;
 use crate::device::Device;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::check;
 use crate::tensor::Tensor;
+use crate::{cpu, cuda};
 
 /// y in the dtype of x.
 ///
@@ -19,6 +19,7 @@ pub fn forward(mut x: Tensor, bias_n: &Tensor) -> Result<Tensor> {
     check_operands("bias", "x", &x, "bias", bias_n)?;
     match x.device() {
         Device::Cpu => cpu::bias::forward(&mut x, bias_n)?,
+        Device::Cuda(_) => cuda::ops::bias::forward(&mut x, bias_n)?,
     }
     Ok(x)
 }
@@ -31,6 +32,7 @@ pub fn backward(dy: &Tensor, dbias_n: &mut Tensor) -> Result<()> {
     check_operands("bias_backward", "dy", dy, "dbias", dbias_n)?;
     match dy.device() {
         Device::Cpu => cpu::bias::backward(dy, dbias_n),
+        device @ Device::Cuda(_) => Err(Error::Unsupported { op: "bias_backward", device }),
     }
 }
 

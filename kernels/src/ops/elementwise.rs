@@ -4,12 +4,12 @@
 //! The gradient of a sum is the gradient of each term, so no backward stands here.
 //! Napkin: add moves 3 values an element, add_assign 3, scale_assign 2, cast 2; memory-bound.
 
-use crate::cpu;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::check;
 use crate::tensor::Tensor;
+use crate::{cpu, cuda};
 
 /// a + b, in their one dtype.
 ///
@@ -20,6 +20,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let mut sum = Tensor::scratch(a.shape(), a.dtype(), a.device())?;
     match a.device() {
         Device::Cpu => cpu::elementwise::add(a, b, &mut sum)?,
+        Device::Cuda(_) => cuda::ops::elementwise::add(a, b, &mut sum)?,
     }
     Ok(sum)
 }
@@ -32,6 +33,7 @@ pub fn add_assign(a: &mut Tensor, b: &Tensor) -> Result<()> {
     check_pair("add_assign", a, b)?;
     match a.device() {
         Device::Cpu => cpu::elementwise::add_assign(a, b),
+        Device::Cuda(_) => cuda::ops::elementwise::add_assign(a, b),
     }
 }
 
@@ -43,6 +45,7 @@ pub fn scale_assign(a: &mut Tensor, factor: f32) -> Result<()> {
     check::float("scale_assign", "a", a)?;
     match a.device() {
         Device::Cpu => cpu::elementwise::scale_assign(a, factor),
+        Device::Cuda(_) => cuda::ops::elementwise::scale_assign(a, factor),
     }
 }
 
@@ -70,6 +73,7 @@ pub fn cast_into(x: &Tensor, out: &mut Tensor) -> Result<()> {
     check::shape("cast", "out", out, x.shape())?;
     match x.device() {
         Device::Cpu => cpu::elementwise::cast_into(x, out),
+        Device::Cuda(_) => cuda::ops::elementwise::cast_into(x, out),
     }
 }
 

@@ -24,6 +24,7 @@ pub fn forward(ids_t: &Tensor, table_vd: &Tensor, out: DType) -> Result<Tensor> 
     check::float(OP, "x", &x_td)?;
     match table_vd.device() {
         Device::Cpu => cpu::embedding::forward(ids_t, table_vd, &mut x_td)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(x_td)
 }
@@ -41,6 +42,7 @@ pub fn backward(dx_td: &Tensor, ids_t: &Tensor, dtable_vd: &mut Tensor) -> Resul
     check::shape(OP, "dx", dx_td, &with_dim(ids_t, dtable_vd.last_dim()))?;
     match dx_td.device() {
         Device::Cpu => cpu::embedding::backward(dx_td, ids_t, dtable_vd),
+        device @ Device::Cuda(_) => Err(Error::Unsupported { op: OP, device }),
     }
 }
 

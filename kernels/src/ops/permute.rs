@@ -28,6 +28,7 @@ pub fn gather(x_td: &Tensor, rows_r: &Tensor) -> Result<Tensor> {
     let mut x_rd = Tensor::scratch(&[rows_r.num_elements(), x_td.last_dim()], x_td.dtype(), x_td.device())?;
     match x_td.device() {
         Device::Cpu => cpu::permute::gather(x_td, rows_r, &mut x_rd)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(x_rd)
 }
@@ -46,6 +47,7 @@ pub fn gather_sum(y_rd: &Tensor, token_rows_tk: &Tensor) -> Result<Tensor> {
         Tensor::scratch(&[token_rows_tk.num_rows(), y_rd.last_dim()], y_rd.dtype(), y_rd.device())?;
     match y_rd.device() {
         Device::Cpu => cpu::permute::gather_sum(y_rd, token_rows_tk, &mut out_td)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(out_td)
 }

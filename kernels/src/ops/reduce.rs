@@ -6,7 +6,7 @@
 
 use crate::cpu;
 use crate::device::Device;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::check;
 use crate::tensor::Tensor;
 
@@ -18,6 +18,7 @@ pub fn sum(x: &Tensor) -> Result<f64> {
     check::float("sum", "x", x)?;
     match x.device() {
         Device::Cpu => cpu::reduce::sum(x),
+        device @ Device::Cuda(_) => Err(Error::Unsupported { op: "sum", device }),
     }
 }
 
@@ -29,6 +30,7 @@ pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     check::float("sum_of_squares", "x", x)?;
     match x.device() {
         Device::Cpu => cpu::reduce::sum_of_squares(x),
+        device @ Device::Cuda(_) => Err(Error::Unsupported { op: "sum_of_squares", device }),
     }
 }
 

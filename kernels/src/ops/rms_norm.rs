@@ -22,6 +22,7 @@ pub fn forward(x: &Tensor, w_d: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let mut rstd_t = Tensor::scratch(row_shape(x), DType::F32, x.device())?;
     match x.device() {
         Device::Cpu => cpu::rms_norm::forward(x, w_d, eps, &mut y, &mut rstd_t)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok((y, rstd_t))
 }
@@ -56,6 +57,7 @@ pub fn backward(
     check::dtype(OP, "dx", &dx, x.dtype())?;
     match x.device() {
         Device::Cpu => cpu::rms_norm::backward(dy, x, w_d, rstd_t, dw_d, &mut dx, accumulate)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(dx)
 }

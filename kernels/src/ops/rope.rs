@@ -122,6 +122,7 @@ impl RopeTable {
                 let (cos, sin) = (&self.cos.data()?[rows.clone()], &self.sin.data()?[rows]);
                 cpu::rope::rotate(&mut x_bthd, cos, sin, half, back)?;
             }
+            device @ Device::Cuda(_) => return Err(Error::Unsupported { op, device }),
         }
         Ok(x_bthd)
     }

@@ -23,6 +23,7 @@ pub fn forward(gate_up_r2f: &Tensor, weights_r: Option<&Tensor>) -> Result<Tenso
     let mut h_rf = Tensor::scratch(&shape, gate_up_r2f.dtype(), gate_up_r2f.device())?;
     match gate_up_r2f.device() {
         Device::Cpu => cpu::swiglu::forward(gate_up_r2f, weights_r, &mut h_rf)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(h_rf)
 }
@@ -51,6 +52,7 @@ pub fn backward(
             let weights = weights_r.zip(dweights_r.as_mut());
             cpu::swiglu::backward(dh_rf, gate_up_r2f, weights, &mut dgate_up_r2f)?;
         }
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok((dgate_up_r2f, dweights_r))
 }

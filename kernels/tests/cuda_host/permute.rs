@@ -34,8 +34,8 @@ fn check_gather<T: Float>() {
                     indices.pointer(),
                     out.pointer(),
                     Argument::long(r),
-                    Argument::int(d),
-                    Argument::int(rows.width as usize),
+                    Argument::int(d).unwrap(),
+                    Argument::int(rows.width as usize).unwrap(),
                 ];
                 KERNELS.launch(&format!("gather_{}", T::SUFFIX), order, rows.launch, &arguments);
                 assert_close(&out, &want, 0.0);
@@ -66,9 +66,9 @@ fn check_gather_sum<T: Float>() {
                     indices.pointer(),
                     out.pointer(),
                     Argument::long(t),
-                    Argument::int(k),
-                    Argument::int(d),
-                    Argument::int(rows.width as usize),
+                    Argument::int(k).unwrap(),
+                    Argument::int(d).unwrap(),
+                    Argument::int(rows.width as usize).unwrap(),
                 ];
                 KERNELS.launch(&format!("gather_sum_{}", T::SUFFIX), order, rows.launch, &arguments);
                 assert_close(&out, &want, T::TOLERANCE);

@@ -60,9 +60,10 @@ fn check_columns<T: Float>() {
             let num_blocks = launch.grid[0] as usize;
             let (mut x, mut out) = (floats::<T>(&x), floats::<f32>(&before));
             let mut partials = unwritten::<f32>(num_blocks * n);
-            let arguments = [x.pointer(), partials.pointer(), Argument::long(t), Argument::int(n)];
+            let arguments = [x.pointer(), partials.pointer(), Argument::long(t), Argument::int(n).unwrap()];
             KERNELS.launch(&format!("column_sums_{}", T::SUFFIX), order, launch, &arguments);
-            let arguments = [partials.pointer(), out.pointer(), Argument::long(num_blocks), Argument::int(n)];
+            let arguments =
+                [partials.pointer(), out.pointer(), Argument::long(num_blocks), Argument::int(n).unwrap()];
             KERNELS.launch("add_column_sums", order, geometry::add_column_sums(n), &arguments);
             assert_close(
                 &out,
@@ -86,7 +87,7 @@ fn sums_over_more_partials_than_a_block_has_rows_are_whole() {
     let (t, n) = (1000, 70);
     let x = values(t * n, 3);
     let (mut partials, mut out) = (floats::<f32>(&x), floats::<f32>(&vec![0.0; n]));
-    let arguments = [partials.pointer(), out.pointer(), Argument::long(t), Argument::int(n)];
+    let arguments = [partials.pointer(), out.pointer(), Argument::long(t), Argument::int(n).unwrap()];
     KERNELS.launch("add_column_sums", Order::Forward, geometry::add_column_sums(n), &arguments);
     assert_close(&out, &reference::bias::backward(&x, &vec![0.0; n]), 1e-5);
 }

@@ -45,8 +45,8 @@ fn check_forward<T: Float, W: Float>(with_residual: bool, shift: usize) {
                 y.pointer(),
                 rstd.pointer(),
                 Argument::long(t),
-                Argument::int(d),
-                Argument::int(rows.width as usize),
+                Argument::int(d).unwrap(),
+                Argument::int(rows.width as usize).unwrap(),
                 Argument::F32(EPS),
             ];
             KERNELS.launch(&format!("rms_norm_forward_{}", suffix::<T, W>()), order, rows.launch, &arguments);
@@ -97,12 +97,13 @@ fn backward<T: Float, W: Float>(
         dx.pointer(),
         partials.pointer(),
         Argument::long(t),
-        Argument::int(d),
-        Argument::int(rows.width as usize),
+        Argument::int(d).unwrap(),
+        Argument::int(rows.width as usize).unwrap(),
         Argument::I32(i32::from(before.is_some())),
     ];
     KERNELS.launch(&format!("rms_norm_backward_{}", suffix::<T, W>()), order, rows.launch, &arguments);
-    let arguments = [partials.pointer(), dw.pointer(), Argument::long(num_partials), Argument::int(d)];
+    let arguments =
+        [partials.pointer(), dw.pointer(), Argument::long(num_partials), Argument::int(d).unwrap()];
     REDUCE.launch("add_column_sums", order, geometry::add_column_sums(d), &arguments);
     (dx, dw)
 }

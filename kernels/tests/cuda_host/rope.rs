@@ -41,11 +41,11 @@ fn check<T: Float>(back: bool) {
                 cos.pointer(),
                 sin.pointer(),
                 Argument::long(b * t),
-                Argument::int(t),
-                Argument::int(start),
-                Argument::int(h),
-                Argument::int(d),
-                Argument::int(half),
+                Argument::int(t).unwrap(),
+                Argument::int(start).unwrap(),
+                Argument::int(h).unwrap(),
+                Argument::int(d).unwrap(),
+                Argument::int(half).unwrap(),
                 Argument::I32(i32::from(back)),
             ];
             let launch = geometry::rope(b * t, half, size_of::<T>());

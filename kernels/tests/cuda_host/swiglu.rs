@@ -26,8 +26,8 @@ fn check_forward<T: Float>(weighted: bool) {
                 if weighted { weights.pointer() } else { Argument::NULL },
                 h.pointer(),
                 Argument::long(r),
-                Argument::int(f),
-                Argument::int(rows.width as usize),
+                Argument::int(f).unwrap(),
+                Argument::int(rows.width as usize).unwrap(),
             ];
             KERNELS.launch(&format!("swiglu_forward_{}", T::SUFFIX), order, rows.launch, &arguments);
             assert_close(&h, &want, T::TOLERANCE);
@@ -61,8 +61,8 @@ fn check_backward<T: Float>(weighted: bool) {
                 dgate_up.pointer(),
                 if weighted { dweights.pointer() } else { Argument::NULL },
                 Argument::long(r),
-                Argument::int(f),
-                Argument::int(rows.width as usize),
+                Argument::int(f).unwrap(),
+                Argument::int(rows.width as usize).unwrap(),
             ];
             KERNELS.launch(&format!("swiglu_backward_{}", T::SUFFIX), order, rows.launch, &arguments);
             assert_close(&dgate_up, &want, T::TOLERANCE);
@@ -91,8 +91,8 @@ fn large_gates_do_not_overflow() {
         Argument::NULL,
         h.pointer(),
         Argument::long(1),
-        Argument::int(2),
-        Argument::int(rows.width as usize),
+        Argument::int(2).unwrap(),
+        Argument::int(rows.width as usize).unwrap(),
     ];
     KERNELS.launch("swiglu_forward_f32", Order::Forward, rows.launch, &arguments);
     assert_eq!(h.read(), [2e4, 0.0]);
