@@ -3,3 +3,7 @@
 //! Nothing here touches a device. `cuda::ops` launches these calls, and `tests/cuda_host` runs the very same on the host.
 
 pub mod elementwise;
+pub mod permute;
+pub mod rms_norm;
+pub mod rope;
+pub mod swiglu;

@@ -11,6 +11,10 @@ use crate::tensor::Tensor;
 
 pub(crate) mod bias;
 pub(crate) mod elementwise;
+pub(crate) mod permute;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod swiglu;
 
 /// One operation on one GPU: gives out the addresses of its tensors, and launches.
 struct Operation {
