@@ -4,7 +4,7 @@
 //! Without a GPU the tests say so and stop, unless `WATTLE_REQUIRE_CUDA=1` makes that a failure.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
-use wattle_kernels::ops::{bias, elementwise, permute, rms_norm, rope, swiglu};
+use wattle_kernels::ops::{bias, elementwise, embedding, permute, reduce, rms_norm, rope, swiglu};
 use wattle_kernels::rng::{Philox, Purpose};
 use wattle_kernels::{DType, Device, Error, Tensor, cuda};
 
@@ -152,6 +152,42 @@ fn rope_turns_there_and_back_as_on_the_host() {
         assert_close(&rope::forward(on_gpu(&x), &table_there, 5).unwrap(), &want);
         let want = rope::backward(x.clone(), &table, 5).unwrap();
         assert_close(&rope::backward(on_gpu(&x), &table_there, 5).unwrap(), &want);
+    }
+}
+
+#[test]
+fn totals_and_column_sums_are_those_of_the_host() {
+    if !gpu_is_here() {
+        return;
+    }
+    for (shape, dtype) in SHAPES.iter().flat_map(|shape| DTYPES.map(|dtype| (shape, dtype))) {
+        let x = normal(shape, dtype, 1);
+        let x_there = on_gpu(&x);
+        let (got, want) = (reduce::sum_of_squares(&x_there).unwrap(), reduce::sum_of_squares(&x).unwrap());
+        assert!((got - want).abs() <= 1e-6 * want, "{got} and {want}");
+        let (got, want) = (reduce::sum(&x_there).unwrap(), reduce::sum(&x).unwrap());
+        assert!((got - want).abs() <= 1e-6 * (x.num_elements() as f64).sqrt(), "{got} and {want}");
+        let mut dbias = normal(&shape[1..], DType::F32, 2);
+        let mut dbias_there = on_gpu(&dbias);
+        bias::backward(&x, &mut dbias).unwrap();
+        bias::backward(&x_there, &mut dbias_there).unwrap();
+        assert_close(&dbias_there, &dbias);
+    }
+}
+
+#[test]
+fn ids_are_looked_up_as_on_the_host_and_one_outside_gives_nan() {
+    if !gpu_is_here() {
+        return;
+    }
+    let ids = Tensor::from_slice(&[3i32, 0, 8, 8], &[4]).unwrap();
+    for (from, to) in DTYPES.iter().flat_map(|&from| DTYPES.map(|to| (from, to))) {
+        let table = normal(&[9, 40], from, 1);
+        let want = embedding::forward(&ids, &table, to).unwrap();
+        assert_close(&embedding::forward(&on_gpu(&ids), &on_gpu(&table), to).unwrap(), &want);
+        let outside = on_gpu(&Tensor::from_slice(&[9i32], &[1]).unwrap());
+        let x = embedding::forward(&outside, &on_gpu(&table), to).unwrap();
+        assert!(x.to_f32_vec().unwrap().iter().all(|x| x.is_nan()));
     }
 }
 

@@ -6,7 +6,7 @@
 
 use crate::device::Device;
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::check;
 use crate::tensor::Tensor;
 use crate::{cpu, cuda};
@@ -32,7 +32,7 @@ pub fn backward(dy: &Tensor, dbias_n: &mut Tensor) -> Result<()> {
     check_operands("bias_backward", "dy", dy, "dbias", dbias_n)?;
     match dy.device() {
         Device::Cpu => cpu::bias::backward(dy, dbias_n),
-        device @ Device::Cuda(_) => Err(Error::Unsupported { op: "bias_backward", device }),
+        Device::Cuda(_) => cuda::ops::reduce::add_column_sums("bias_backward", dy, dbias_n),
     }
 }
 

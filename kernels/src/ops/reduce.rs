@@ -4,11 +4,12 @@
 //! thread count; NaN and infinity come through.
 //! Napkin: one read of the tensor, 4 bytes an f32 element; memory-bound.
 
-use crate::cpu;
+use crate::cuda::calls::reduce::Term;
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::check;
 use crate::tensor::Tensor;
+use crate::{cpu, cuda};
 
 /// Σ x.
 ///
@@ -18,7 +19,7 @@ pub fn sum(x: &Tensor) -> Result<f64> {
     check::float("sum", "x", x)?;
     match x.device() {
         Device::Cpu => cpu::reduce::sum(x),
-        device @ Device::Cuda(_) => Err(Error::Unsupported { op: "sum", device }),
+        Device::Cuda(_) => cuda::ops::reduce::sum("sum", Term::Value, x),
     }
 }
 
@@ -30,7 +31,7 @@ pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     check::float("sum_of_squares", "x", x)?;
     match x.device() {
         Device::Cpu => cpu::reduce::sum_of_squares(x),
-        device @ Device::Cuda(_) => Err(Error::Unsupported { op: "sum_of_squares", device }),
+        Device::Cuda(_) => cuda::ops::reduce::sum("sum_of_squares", Term::Square, x),
     }
 }
 

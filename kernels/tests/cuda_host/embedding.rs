@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use wattle_kernels::cuda::calls::embedding as calls;
 use wattle_kernels::cuda::geometry::{self, RUN_TILE};
 use wattle_kernels::{bf16, reference};
 
@@ -15,17 +16,8 @@ static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("embedding.cu
 fn look_up<W: Float, X: Float>(ids: &[i32], table: &[f64], d: usize, order: Order) -> Buffer<X> {
     let (t, v) = (ids.len(), table.len() / d);
     let (mut ids, mut table, mut x) = (Buffer::new(ids), floats::<W>(table), unwritten::<X>(t * d));
-    let rows = geometry::embedding_forward(t, d, size_of::<W>().min(size_of::<X>()));
-    let arguments = [
-        ids.pointer(),
-        table.pointer(),
-        x.pointer(),
-        Argument::long(t),
-        Argument::int(v).unwrap(),
-        Argument::int(d).unwrap(),
-        Argument::int(rows.width as usize).unwrap(),
-    ];
-    KERNELS.launch(&format!("embedding_forward_{}_{}", W::SUFFIX, X::SUFFIX), order, rows.launch, &arguments);
+    let call = calls::forward(ids.pointer(), table.floats(), x.floats(), [t, v, d]).unwrap();
+    KERNELS.run(order, &call);
     x
 }
 

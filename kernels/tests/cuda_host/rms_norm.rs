@@ -2,16 +2,16 @@
 
 use std::sync::LazyLock;
 
-use wattle_kernels::cuda::calls::rms_norm as calls;
+use wattle_kernels::cuda::calls::{reduce, rms_norm as calls};
 use wattle_kernels::cuda::geometry;
 use wattle_kernels::{bf16, reference};
 
 use crate::harness::{
     Argument, Buffer, Float, Kernels, Order, assert_close, bits, floats, in_both_orders, unwritten, values,
 };
+use crate::reduce::KERNELS as REDUCE;
 
 static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("rms_norm.cu"));
-static REDUCE: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("reduce.cu"));
 const EPS: f32 = 1e-5;
 
 /// Rows and their length: none, several rows a warp, ragged, one row a warp, one row a block, the longest.
@@ -89,7 +89,7 @@ fn backward<T: Float, W: Float>(
         partials: partials.pointer(),
     };
     KERNELS.run(order, &calls::backward(&buffers, [t, d], before.is_some()).unwrap());
-    let sums = calls::add_column_sums(partials.pointer(), dw.pointer(), [num_partials, d]).unwrap();
+    let sums = reduce::add_column_sums(partials.pointer(), dw.pointer(), [num_partials, d]).unwrap();
     REDUCE.run(order, &sums);
     (dx, dw)
 }

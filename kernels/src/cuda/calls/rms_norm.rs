@@ -1,4 +1,4 @@
-//! `rms_norm.cu`, with the end of the weight's gradient from `reduce.cu`.
+//! `rms_norm.cu`: the sum of the partials is `reduce::add_column_sums`.
 
 use super::super::{Argument, Call, Floats, geometry};
 use crate::dtype::DType;
@@ -90,19 +90,6 @@ pub fn backward(buffers: &Backward, [t, d]: [usize; 2], accumulate: bool) -> Res
         Argument::flag(accumulate),
     ];
     Ok(call(format!("rms_norm_backward_{}", suffix(dy.dtype, w.dtype)), rows.launch, arguments))
-}
-
-/// out_n += the sum over `rows` rows of f32 partials.
-///
-/// # Errors
-/// Rows too long for an `int`.
-pub fn add_column_sums(partials: Argument, out: Argument, [rows, n]: [usize; 2]) -> Result<Call> {
-    Ok(Call {
-        source: "reduce.cu",
-        kernel: "add_column_sums".to_owned(),
-        launch: geometry::add_column_sums(n),
-        arguments: vec![partials, out, Argument::long(rows), Argument::int(n)?],
-    })
 }
 
 fn call(kernel: String, launch: geometry::Launch, arguments: Vec<Argument>) -> Call {

@@ -11,7 +11,9 @@ use crate::tensor::Tensor;
 
 pub(crate) mod bias;
 pub(crate) mod elementwise;
+pub(crate) mod embedding;
 pub(crate) mod permute;
+pub(crate) mod reduce;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod swiglu;

@@ -2,7 +2,7 @@
 
 use super::Operation;
 use crate::cuda::Argument;
-use crate::cuda::calls::rms_norm as calls;
+use crate::cuda::calls::{reduce, rms_norm as calls};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::tensor::Tensor;
@@ -48,7 +48,7 @@ pub(crate) fn backward(
     // SAFETY: the op checked shapes and dtypes; the partials have as many rows as the kernel has blocks.
     unsafe { op.launch(&call) }?;
     let call =
-        calls::add_column_sums(op.read("partials", &partials)?, op.write("dw", dw_d)?, [num_partials, d])?;
+        reduce::add_column_sums(op.read("partials", &partials)?, op.write("dw", dw_d)?, [num_partials, d])?;
     // SAFETY: the partials were just written, and dw has as many elements as they have columns.
     unsafe { op.launch(&call) }
 }
