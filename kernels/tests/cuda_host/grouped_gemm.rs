@@ -10,6 +10,7 @@ use crate::harness::{
     Argument, Buffer, Float, Kernels, Order, assert_close, bits, floats, in_both_orders, indices, unwritten,
     values,
 };
+use crate::swiglu::KERNELS as SWIGLU;
 
 /// One of the two files with its way of launching.
 struct Variant {
@@ -26,7 +27,6 @@ static VARIANTS: LazyLock<[Variant; 2]> = LazyLock::new(|| {
         variant("grouped_gemm_hopper", grouped_gemm::launch_hopper),
     ]
 });
-static SWIGLU: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("swiglu.cu"));
 /// h is computed from gate and up that were rounded: three roundings to bf16, and silu at most 1.1 times as steep.
 const SWIGLU_TOLERANCE: f64 = 3.2 * bf16::TOLERANCE;
 

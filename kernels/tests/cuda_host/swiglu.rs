@@ -9,7 +9,8 @@ use crate::harness::{
     Argument, Float, Kernels, Order, assert_close, bits, floats, in_both_orders, unwritten, values,
 };
 
-static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("swiglu.cu"));
+/// One for all tests, as in `reduce`.
+pub static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("swiglu.cu"));
 /// Rows and hidden elements: none, several rows a warp, ragged, a row a block, a row that a block walks along.
 const SHAPES: [[usize; 2]; 6] = [[0, 16], [133, 8], [9, 7], [5, 256], [3, 1030], [2, 9000]];
 
