@@ -1,5 +1,6 @@
 //! What can go wrong in a kernel call, with what was expected and what was given.
 
+use crate::device::Device;
 use crate::dtype::DType;
 
 /// The crate's result.
@@ -54,5 +55,33 @@ pub enum Error {
         bytes: usize,
         /// Bytes in use at that moment.
         live_bytes: usize,
+    },
+    /// A tensor lies on another device than the operation's.
+    #[error("{op}: {what} is on {got}, expected on {expected}; move it with Tensor::to_device")]
+    Placement {
+        /// The operation.
+        op: &'static str,
+        /// Which argument.
+        what: &'static str,
+        /// Where it is.
+        got: Device,
+        /// Where the others are.
+        expected: Device,
+    },
+    /// An operation that this device has no body for.
+    #[error("{op} is not on {device} yet; run it on the cpu")]
+    Unsupported {
+        /// The operation.
+        op: &'static str,
+        /// The device.
+        device: Device,
+    },
+    /// A CUDA library is missing, refused a call, or a kernel failed.
+    #[error("CUDA: {during}: {detail}")]
+    Cuda {
+        /// What was done: the call, the kernel or the file.
+        during: String,
+        /// CUDA's own text, and what to do where that is known.
+        detail: String,
     },
 }

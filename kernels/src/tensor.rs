@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use crate::cuda;
 use crate::device::Device;
 use crate::dtype::{DType, Element, bf16};
 use crate::error::{Error, Result};
-use crate::pool::Buffer;
+use crate::pool;
 use crate::profile::{self, Work};
 
 /// The most dimensions a tensor can have.
@@ -14,21 +15,40 @@ pub const MAX_RANK: usize = 4;
 /// A contiguous row-major array. Clones share the memory; writing to a shared tensor copies it first.
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    buffer: Arc<Buffer>,
+    storage: Arc<Storage>,
     dims: [usize; MAX_RANK],
     rank: usize,
     dtype: DType,
     device: Device,
 }
 
+/// The memory of a tensor.
+#[derive(Debug)]
+enum Storage {
+    Host(pool::Buffer),
+    Cuda(cuda::memory::Buffer),
+}
+
+impl Storage {
+    fn take(bytes: usize, device: Device) -> Result<Self> {
+        Ok(match device {
+            Device::Cpu => Storage::Host(pool::Buffer::take(bytes)?),
+            Device::Cuda(ordinal) => {
+                Storage::Cuda(cuda::memory::Buffer::take(cuda::device::Gpu::get(ordinal)?, bytes)?)
+            }
+        })
+    }
+}
+
 impl Tensor {
     /// A tensor of zeros.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`]; [`Error::Shape`] for more than four dimensions.
+    /// [`Error::OutOfMemory`]; [`Error::Shape`] for more than four dimensions; [`Error::Cuda`] when the device is not there.
     pub fn zeros(shape: &[usize], dtype: DType, device: Device) -> Result<Self> {
         let mut tensor = Self::scratch(shape, dtype, device)?;
-        if !tensor.buffer.zeroed {
+        let is_zero = matches!(&*tensor.storage, Storage::Host(buffer) if buffer.zeroed);
+        if !is_zero {
             tensor.fill_zero()?;
         }
         Ok(tensor)
@@ -44,7 +64,7 @@ impl Tensor {
             .iter()
             .try_fold(dtype.size_in_bytes(), |bytes, &dim| bytes.checked_mul(dim))
             .ok_or(Error::OutOfMemory { bytes: usize::MAX, live_bytes: crate::pool::stats().live_bytes })?;
-        Ok(Tensor { buffer: Arc::new(Buffer::take(bytes)?), dims, rank, dtype, device })
+        Ok(Tensor { storage: Arc::new(Storage::take(bytes, device)?), dims, rank, dtype, device })
     }
 
     /// Copies `data` into a new tensor on the host.
@@ -103,24 +123,87 @@ impl Tensor {
     /// The elements, row-major.
     ///
     /// # Errors
-    /// [`Error::DType`] when the tensor holds another type.
+    /// [`Error::DType`] when the tensor holds another type; [`Error::Placement`] when it is not on the host.
     pub fn data<T: Element>(&self) -> Result<&[T]> {
         self.expect_dtype::<T>()?;
-        // SAFETY: the buffer holds at least num_elements initialised values of T, aligned to 64 bytes, and every
-        // bit pattern is a valid T; the borrow of self keeps it alive and unwritten.
-        Ok(unsafe { std::slice::from_raw_parts(self.buffer.as_ptr().cast::<T>(), self.num_elements()) })
+        match &*self.storage {
+            Storage::Host(buffer) => {
+                // SAFETY: the buffer holds at least num_elements initialised values of T, aligned to 64 bytes, and
+                // every bit pattern is a valid T; the borrow of self keeps it alive and unwritten.
+                Ok(unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<T>(), self.num_elements()) })
+            }
+            Storage::Cuda(_) => Err(self.misplaced("data", "tensor", Device::Cpu)),
+        }
     }
 
     /// The elements for writing. A shared tensor is copied first, so that no other holder sees the change.
     ///
     /// # Errors
-    /// [`Error::DType`] when the tensor holds another type; [`Error::OutOfMemory`] when a copy does not fit.
+    /// As [`Tensor::data`]; [`Error::OutOfMemory`] when a copy does not fit.
     pub fn data_mut<T: Element>(&mut self) -> Result<&mut [T]> {
         self.expect_dtype::<T>()?;
-        let len = self.num_elements();
-        let ptr = self.unique()?.as_mut_ptr().cast::<T>();
-        // SAFETY: as in `data`, and `unique` made this tensor the buffer's only holder.
-        Ok(unsafe { std::slice::from_raw_parts_mut(ptr, len) })
+        if self.device != Device::Cpu {
+            return Err(self.misplaced("data_mut", "tensor", Device::Cpu));
+        }
+        let (len, misplaced) = (self.num_elements(), self.misplaced("data_mut", "tensor", Device::Cpu));
+        match self.unique()? {
+            Storage::Host(buffer) => {
+                // SAFETY: as in `data`, and `unique` made this tensor the buffer's only holder.
+                Ok(unsafe { std::slice::from_raw_parts_mut(buffer.as_mut_ptr().cast::<T>(), len) })
+            }
+            Storage::Cuda(_) => Err(misplaced),
+        }
+    }
+
+    /// The same elements on `device`; shares the memory when they are there already. Between two GPUs the way leads over
+    /// the host.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; [`Error::Cuda`] when a device is missing or a copy fails.
+    pub fn to_device(&self, device: Device) -> Result<Self> {
+        if self.device == device {
+            return Ok(self.clone());
+        }
+        let mut moved = Self::scratch(self.shape(), self.dtype, device)?;
+        let bytes = self.size_in_bytes();
+        match (&*self.storage, moved.unique()?) {
+            (Storage::Host(source), Storage::Cuda(target)) => {
+                // SAFETY: the buffer holds this many initialised bytes; the borrow of self keeps it alive and unwritten.
+                target.upload(unsafe { std::slice::from_raw_parts(source.as_ptr(), bytes) })?;
+            }
+            (Storage::Cuda(source), Storage::Host(target)) => {
+                // SAFETY: the buffer holds this many initialised bytes and is nobody else's.
+                source.download(unsafe { std::slice::from_raw_parts_mut(target.as_mut_ptr(), bytes) })?;
+            }
+            _ => return self.to_device(Device::Cpu)?.to_device(device),
+        }
+        Ok(moved)
+    }
+
+    /// Where the elements begin on a GPU, for a kernel that reads them.
+    pub(crate) fn device_address(&self, op: &'static str, what: &'static str, device: Device) -> Result<u64> {
+        match &*self.storage {
+            Storage::Cuda(buffer) if self.device == device => Ok(buffer.address()),
+            _ => Err(self.misplaced(op, what, device)),
+        }
+    }
+
+    /// As [`Tensor::device_address`], for a kernel that writes them: a shared tensor is copied first.
+    pub(crate) fn device_address_mut(
+        &mut self,
+        op: &'static str,
+        what: &'static str,
+        device: Device,
+    ) -> Result<u64> {
+        if self.device != device {
+            return Err(self.misplaced(op, what, device));
+        }
+        self.unique()?;
+        self.device_address(op, what, device)
+    }
+
+    fn misplaced(&self, op: &'static str, what: &'static str, expected: Device) -> Error {
+        Error::Placement { op, what, got: self.device, expected }
     }
 
     /// The same elements under another shape; shares the memory.
@@ -164,17 +247,22 @@ impl Tensor {
     pub fn fill_zero(&mut self) -> Result<()> {
         let bytes = self.size_in_bytes();
         let _span = profile::span("fill_zero", self.dtype(), || Work::pass(bytes));
-        let ptr = self.unique()?.as_mut_ptr();
-        // SAFETY: the buffer holds `bytes` bytes and is uniquely held.
-        unsafe { std::ptr::write_bytes(ptr, 0, bytes) };
+        match self.unique()? {
+            // SAFETY: the buffer holds `bytes` bytes and is uniquely held.
+            Storage::Host(buffer) => unsafe { std::ptr::write_bytes(buffer.as_mut_ptr(), 0, bytes) },
+            Storage::Cuda(buffer) => buffer.fill_zero(bytes)?,
+        }
         Ok(())
     }
 
-    /// The values as f32, for tests, printing and export; f32 and bf16 only.
+    /// The values as f32, for tests, printing and export; f32 and bf16 only. From a GPU they are copied over.
     ///
     /// # Errors
-    /// [`Error::DType`] for integer tensors.
+    /// [`Error::DType`] for integer tensors; [`Error::Cuda`] when a copy fails.
     pub fn to_f32_vec(&self) -> Result<Vec<f32>> {
+        if self.device != Device::Cpu {
+            return self.to_device(Device::Cpu)?.to_f32_vec();
+        }
         match self.dtype {
             DType::Bf16 => Ok(self.data::<bf16>()?.iter().map(|x| x.to_f32()).collect()),
             _ => Ok(self.data::<f32>()?.to_vec()),
@@ -188,17 +276,23 @@ impl Tensor {
         Err(Error::DType { op: "data", what: "tensor", got: self.dtype, expected: T::DTYPE.name() })
     }
 
-    fn unique(&mut self) -> Result<&mut Buffer> {
-        if Arc::get_mut(&mut self.buffer).is_none() {
-            let bytes = self.size_in_bytes();
-            let mut copy = Buffer::take(bytes)?;
-            // SAFETY: both buffers hold at least `bytes` bytes and are distinct allocations.
-            unsafe { std::ptr::copy_nonoverlapping(self.buffer.as_ptr(), copy.as_mut_ptr(), bytes) };
-            self.buffer = Arc::new(copy);
+    fn unique(&mut self) -> Result<&mut Storage> {
+        if Arc::get_mut(&mut self.storage).is_none() {
+            let copy = match &*self.storage {
+                Storage::Host(buffer) => {
+                    let bytes = self.size_in_bytes();
+                    let mut copy = pool::Buffer::take(bytes)?;
+                    // SAFETY: both buffers hold at least `bytes` bytes and are distinct allocations.
+                    unsafe { std::ptr::copy_nonoverlapping(buffer.as_ptr(), copy.as_mut_ptr(), bytes) };
+                    Storage::Host(copy)
+                }
+                Storage::Cuda(buffer) => Storage::Cuda(buffer.duplicate()?),
+            };
+            self.storage = Arc::new(copy);
         }
-        match Arc::get_mut(&mut self.buffer) {
-            Some(buffer) => Ok(buffer),
-            None => unreachable!("the buffer was just made this tensor's own, and no weak references exist"),
+        match Arc::get_mut(&mut self.storage) {
+            Some(storage) => Ok(storage),
+            None => unreachable!("the storage was just made this tensor's own, and no weak references exist"),
         }
     }
 }
@@ -243,6 +337,20 @@ mod tests {
     fn a_wrong_dtype_names_both_types() {
         let t = Tensor::zeros(&[2], DType::I32, Device::Cpu).unwrap();
         assert_eq!(t.data::<f32>().unwrap_err().to_string(), "data: tensor is i32, expected f32");
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error_that_says_so() {
+        let t = Tensor::zeros(&[2], DType::F32, Device::Cpu).unwrap();
+        let error = t.to_device(Device::Cuda(1 << 20)).unwrap_err();
+        assert!(matches!(error, Error::Cuda { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_host_tensor_among_those_of_a_device_is_named() {
+        let t = Tensor::zeros(&[2], DType::F32, Device::Cpu).unwrap();
+        let error = t.device_address("add", "b", Device::Cuda(0)).unwrap_err();
+        assert_eq!(error.to_string(), "add: b is on cpu, expected on cuda:0; move it with Tensor::to_device");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 use wattle_energy::{carbon, probe};
-use wattle_kernels::{DType, peak, simd_level};
+use wattle_kernels::{DType, cuda, peak, simd_level};
 
 use crate::cli::{exit, print};
 use crate::config::Config;
@@ -35,6 +35,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let simd = format!("{:?}", simd_level());
     let precision = if wattle_kernels::bf16_is_fast() { DType::Bf16 } else { DType::F32 };
     let peak_gflops = peak::measure_flops(DType::F32) / 1e9;
+    let gpus = cuda::status();
     let meters = probe(&config.energy);
     let intensity = config.carbon.intensity()?;
     let providers = carbon::check(&config.carbon);
@@ -59,6 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
                 "peak_gflops_f32": peak_gflops.round(),
                 "auto_precision": precision.name(),
             }],
+            "cuda": cuda_json(&gpus),
             "meters": meters,
             "carbon": {
                 "zone": intensity.zone,
@@ -75,6 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     let mut line = |label: &str, what: String| text.push_str(&format!("  {label:<9} {what}\n"));
     line("cpu", format!("{threads} threads, {simd}, {peak_gflops:.0} GFLOP/s in f32 (measured)"));
     line("precision", format!("auto means {precision} here"));
+    cuda_lines(&gpus, &mut line);
     for finding in meters {
         let mark = if finding.available { "works" } else { "not here" };
         line(finding.meter, format!("{mark}: {}", finding.detail));
@@ -93,4 +96,56 @@ pub fn run(arguments: &Arguments) -> Result<u8> {
     }
     print(&text)?;
     Ok(exit::DONE)
+}
+
+/// The CUDA libraries and GPUs, as one object.
+fn cuda_json(status: &cuda::Status) -> serde_json::Value {
+    let libraries: Vec<_> = status
+        .libraries
+        .iter()
+        .map(|library| json!({"name": library.name, "version": library.version, "remedy": library.remedy}))
+        .collect();
+    let devices: Vec<_> = status
+        .devices
+        .iter()
+        .map(|device| {
+            json!({
+                "ordinal": device.ordinal,
+                "name": device.name,
+                "compute_capability": format!("{}.{}", device.compute_capability.0, device.compute_capability.1),
+                "memory_bytes": device.memory_bytes,
+            })
+        })
+        .collect();
+    json!({
+        "libraries": libraries,
+        "devices": devices,
+        "problem": status.problem,
+        "kernel_cache": cuda::module::cache_folder(),
+    })
+}
+
+/// The same as lines: a label, and what is there.
+fn cuda_lines(status: &cuda::Status, line: &mut impl FnMut(&str, String)) {
+    for (at, library) in status.libraries.iter().enumerate() {
+        let label = if at == 0 { "cuda" } else { "" };
+        match (&library.version, library.remedy) {
+            (Some(version), _) => line(label, format!("lib{} works: {version}", library.name)),
+            (None, remedy) => {
+                line(label, format!("lib{} not here", library.name));
+                if let Some(remedy) = remedy {
+                    line("", format!("to do: {remedy}"));
+                }
+            }
+        }
+    }
+    for device in &status.devices {
+        let (major, minor) = device.compute_capability;
+        let gibibytes = device.memory_bytes as f64 / f64::from(1 << 30);
+        let what = format!("{}, compute capability {major}.{minor}, {gibibytes:.0} GiB", device.name);
+        line(&format!("cuda:{}", device.ordinal), what);
+    }
+    if let Some(problem) = &status.problem {
+        line("", format!("no device: {problem}"));
+    }
 }

@@ -73,6 +73,7 @@ pub fn step(
         Device::Cpu => {
             cpu::adamw::step(params, step_number, weight, grad, first_moment, second_moment, compute_copy)
         }
+        device @ Device::Cuda(_) => Err(Error::Unsupported { op: OP, device }),
     }
 }
 

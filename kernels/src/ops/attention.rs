@@ -85,6 +85,7 @@ pub fn forward(
     let mut lse_bht = Tensor::scratch(&problem.lse_shape(), DType::F32, q_bthd.device())?;
     match q_bthd.device() {
         Device::Cpu => cpu::attention::forward(&problem, q_bthd, k_bsgd, v_bsgd, &mut o_bthd, &mut lse_bht)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: "attention", device }),
     }
     Ok((o_bthd, lse_bht))
 }
@@ -124,6 +125,7 @@ pub fn backward(
             [do_bthd, q_bthd, k_bsgd, v_bsgd, o_bthd, lse_bht],
             [&mut dq_bthd, &mut dk_bsgd, &mut dv_bsgd],
         )?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok((dq_bthd, dk_bsgd, dv_bsgd))
 }

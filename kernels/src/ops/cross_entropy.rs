@@ -28,6 +28,7 @@ pub fn forward(x_td: &Tensor, w_vd: &Tensor, targets_t: &Tensor) -> Result<Tenso
     let mut losses_t = Tensor::scratch(targets_t.shape(), DType::F32, x_td.device())?;
     match x_td.device() {
         Device::Cpu => cpu::cross_entropy::forward(x_td, w_vd, targets_t, &mut losses_t)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(losses_t)
 }
@@ -61,6 +62,7 @@ pub fn forward_backward(
             &mut dx_td,
             dw_vd,
         )?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok((losses_t, dx_td))
 }

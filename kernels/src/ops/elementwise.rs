@@ -4,13 +4,13 @@
 //! The gradient of a sum is the gradient of each term, so no backward stands here.
 //! Napkin: add moves 3 values an element, add_assign 3, scale_assign 2, cast 2; memory-bound.
 
-use crate::cpu;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::check;
 use crate::profile::{self, Work, bytes_of};
 use crate::tensor::Tensor;
+use crate::{cpu, cuda};
 
 /// a + b, in their one dtype.
 ///
@@ -22,6 +22,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let mut sum = Tensor::scratch(a.shape(), a.dtype(), a.device())?;
     match a.device() {
         Device::Cpu => cpu::elementwise::add(a, b, &mut sum)?,
+        Device::Cuda(_) => cuda::ops::elementwise::add(a, b, &mut sum)?,
     }
     Ok(sum)
 }
@@ -35,6 +36,7 @@ pub fn add_assign(a: &mut Tensor, b: &Tensor) -> Result<()> {
     let _span = profile::span("add_assign", a.dtype(), || Work::pass(3 * a.size_in_bytes()));
     match a.device() {
         Device::Cpu => cpu::elementwise::add_assign(a, b),
+        Device::Cuda(_) => cuda::ops::elementwise::add_assign(a, b),
     }
 }
 
@@ -47,6 +49,7 @@ pub fn scale_assign(a: &mut Tensor, factor: f32) -> Result<()> {
     let _span = profile::span("scale_assign", a.dtype(), || Work::pass(2 * a.size_in_bytes()));
     match a.device() {
         Device::Cpu => cpu::elementwise::scale_assign(a, factor),
+        Device::Cuda(_) => cuda::ops::elementwise::scale_assign(a, factor),
     }
 }
 
@@ -75,6 +78,7 @@ pub fn cast_into(x: &Tensor, out: &mut Tensor) -> Result<()> {
     let _span = profile::span("cast", x.dtype(), || Work::pass(bytes_of(&[x, &*out])));
     match x.device() {
         Device::Cpu => cpu::elementwise::cast_into(x, out),
+        Device::Cuda(_) => cuda::ops::elementwise::cast_into(x, out),
     }
 }
 

@@ -27,6 +27,7 @@ pub fn forward(x_ri: &Tensor, w_eoi: &Tensor, offsets_e: &Tensor) -> Result<Tens
     let mut y_ro = Tensor::scratch(&[x_ri.num_rows(), w_eoi.shape()[1]], x_ri.dtype(), x_ri.device())?;
     match x_ri.device() {
         Device::Cpu => cpu::grouped_matmul::forward(x_ri, w_eoi, offsets_e, &mut y_ro)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(y_ro)
 }
@@ -45,6 +46,7 @@ pub fn backward_input(dy_ro: &Tensor, w_eoi: &Tensor, offsets_e: &Tensor) -> Res
     let mut dx_ri = Tensor::scratch(&[dy_ro.num_rows(), w_eoi.last_dim()], dy_ro.dtype(), dy_ro.device())?;
     match dy_ro.device() {
         Device::Cpu => cpu::grouped_matmul::backward_input(dy_ro, w_eoi, offsets_e, &mut dx_ri)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(dx_ri)
 }
@@ -67,6 +69,7 @@ pub fn backward_weight(dy_ro: &Tensor, x_ri: &Tensor, offsets_e: &Tensor, dw_eoi
     let _span = profile::span(OP, dy_ro.dtype(), || work(dw_eoi, offsets_e, bytes()));
     match dy_ro.device() {
         Device::Cpu => cpu::grouped_matmul::backward_weight(dy_ro, x_ri, offsets_e, dw_eoi),
+        device @ Device::Cuda(_) => Err(Error::Unsupported { op: OP, device }),
     }
 }
 

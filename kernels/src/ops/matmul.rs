@@ -7,7 +7,7 @@
 use crate::cpu;
 use crate::device::Device;
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::check;
 use crate::profile::{self, Work, bytes_of};
 use crate::tensor::Tensor;
@@ -28,6 +28,7 @@ pub fn forward(x_ti: &Tensor, w_oi: &Tensor, out: DType) -> Result<Tensor> {
     check::float(OP, "y", &y_to)?;
     match x_ti.device() {
         Device::Cpu => cpu::matmul::forward(x_ti, w_oi, &mut y_to)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(y_to)
 }
@@ -55,6 +56,7 @@ pub fn backward_input(dy_to: &Tensor, w_oi: &Tensor, onto: Option<Tensor>) -> Re
     check::dtype(OP, "dx", &dx_ti, dy_to.dtype())?;
     match dy_to.device() {
         Device::Cpu => cpu::matmul::backward_input(dy_to, w_oi, &mut dx_ti, accumulate)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(dx_ti)
 }
@@ -74,6 +76,7 @@ pub fn backward_weight(dy_to: &Tensor, x_ti: &Tensor, dw_oi: &mut Tensor) -> Res
     let _span = profile::span(OP, dy_to.dtype(), || work(dy_to, dw_oi, bytes()));
     match dy_to.device() {
         Device::Cpu => cpu::matmul::backward_weight(dy_to, x_ti, dw_oi),
+        device @ Device::Cuda(_) => Err(Error::Unsupported { op: OP, device }),
     }
 }
 

@@ -2,20 +2,20 @@
 //!
 //! Shapes: x_td, rows (i32) `[r]`, x_rd; y_rd, token_rows (i32) `[t, k]`, out_td. Both take f32 and bf16.
 //! gather: `x_r = x[rows_r]`. gather_sum: `out_t = Σ_k y[token_rows_tk]`. An index of -1 stands for no row: zeros in
-//! gather, skipped in gather_sum.
+//! gather, skipped in gather_sum. On a GPU the indices are not looked at: whoever makes them keeps them in range.
 //!
 //! When `token_rows` is the inverse map of `rows`, each is the other's backward:
 //! dx = gather_sum(dx_rd, token_rows) and dy = gather(dout_td, rows). The sum reads each row where it lies, in the
 //! order of k, so no two threads add to one place and the bits never change.
 //! Napkin: gather moves 2·r·d elements, gather_sum (r + t)·d.
 
-use crate::cpu;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
 use crate::profile::{self, Work, bytes_of};
 use crate::tensor::Tensor;
+use crate::{cpu, cuda};
 
 /// x_rd: row r is `x[rows[r]]`, or zeros where the index is -1. Leading dimensions of x are folded into t.
 ///
@@ -32,6 +32,7 @@ pub fn gather(x_td: &Tensor, rows_r: &Tensor) -> Result<Tensor> {
     let mut x_rd = Tensor::scratch(&[rows_r.num_elements(), x_td.last_dim()], x_td.dtype(), x_td.device())?;
     match x_td.device() {
         Device::Cpu => cpu::permute::gather(x_td, rows_r, &mut x_rd)?,
+        Device::Cuda(_) => cuda::ops::permute::gather(x_td, rows_r, &mut x_rd)?,
     }
     Ok(x_rd)
 }
@@ -53,12 +54,17 @@ pub fn gather_sum(y_rd: &Tensor, token_rows_tk: &Tensor) -> Result<Tensor> {
         Tensor::scratch(&[token_rows_tk.num_rows(), y_rd.last_dim()], y_rd.dtype(), y_rd.device())?;
     match y_rd.device() {
         Device::Cpu => cpu::permute::gather_sum(y_rd, token_rows_tk, &mut out_td)?,
+        Device::Cuda(_) => cuda::ops::permute::gather_sum(y_rd, token_rows_tk, &mut out_td)?,
     }
     Ok(out_td)
 }
 
 fn check_indices(op: &'static str, what: &'static str, indices: &Tensor, num_rows: usize) -> Result<()> {
     check::dtype(op, what, indices, DType::I32)?;
+    if indices.device() != Device::Cpu {
+        // Looking at them would wait for the GPU; they come from a plan that was made there.
+        return Ok(());
+    }
     let fits = |index: i32| index == -1 || usize::try_from(index).is_ok_and(|index| index < num_rows);
     match indices.data::<i32>()?.iter().position(|&index| !fits(index)) {
         None => Ok(()),

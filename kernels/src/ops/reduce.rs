@@ -4,12 +4,13 @@
 //! thread count; NaN and infinity come through.
 //! Napkin: one read of the tensor, 4 bytes an f32 element; memory-bound.
 
-use crate::cpu;
+use crate::cuda::calls::reduce::Term;
 use crate::device::Device;
 use crate::error::Result;
 use crate::ops::check;
 use crate::profile::{self, Work};
 use crate::tensor::Tensor;
+use crate::{cpu, cuda};
 
 /// Σ x.
 ///
@@ -20,6 +21,7 @@ pub fn sum(x: &Tensor) -> Result<f64> {
     let _span = profile::span("sum", x.dtype(), || Work::pass(x.size_in_bytes()));
     match x.device() {
         Device::Cpu => cpu::reduce::sum(x),
+        Device::Cuda(_) => cuda::ops::reduce::sum("sum", Term::Value, x),
     }
 }
 
@@ -32,6 +34,7 @@ pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let _span = profile::span("sum_of_squares", x.dtype(), || Work::pass(x.size_in_bytes()));
     match x.device() {
         Device::Cpu => cpu::reduce::sum_of_squares(x),
+        Device::Cuda(_) => cuda::ops::reduce::sum("sum_of_squares", Term::Square, x),
     }
 }
 

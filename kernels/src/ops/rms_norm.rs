@@ -4,13 +4,13 @@
 //! dx = rstd·(w·dy - n·mean(w·dy·n)) with n = x·rstd; dw += Σ_t dy·n. dw accumulates; dx on request.
 //! Napkin: forward moves 2·t·d elements, backward 3·t·d (4 with `onto`); about 4 and 10 FLOPs each, memory-bound.
 
-use crate::cpu;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
 use crate::profile::{self, Work};
 use crate::tensor::Tensor;
+use crate::{cpu, cuda};
 
 /// (y in the dtype of x, rstd in f32). w is f32 or has the dtype of x.
 ///
@@ -24,6 +24,7 @@ pub fn forward(x: &Tensor, w_d: &Tensor, eps: f32) -> Result<(Tensor, Tensor)> {
     let mut rstd_t = Tensor::scratch(row_shape(x), DType::F32, x.device())?;
     match x.device() {
         Device::Cpu => cpu::rms_norm::forward(x, w_d, eps, &mut y, &mut rstd_t)?,
+        Device::Cuda(_) => cuda::ops::rms_norm::forward(x, w_d, eps, &mut y, &mut rstd_t)?,
     }
     Ok((y, rstd_t))
 }
@@ -60,6 +61,7 @@ pub fn backward(
     check::dtype(OP, "dx", &dx, x.dtype())?;
     match x.device() {
         Device::Cpu => cpu::rms_norm::backward(dy, x, w_d, rstd_t, dw_d, &mut dx, accumulate)?,
+        Device::Cuda(_) => cuda::ops::rms_norm::backward(dy, x, w_d, rstd_t, dw_d, &mut dx, accumulate)?,
     }
     Ok(dx)
 }

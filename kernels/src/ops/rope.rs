@@ -5,13 +5,13 @@
 //! backward turns by the negative angle.
 //! Napkin: 2·b·t·h·rotary_dim elements moved, 3 FLOPs each; memory-bound. Works in place when x is held once.
 
-use crate::cpu;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
 use crate::profile::{self, Work};
 use crate::tensor::Tensor;
+use crate::{cpu, cuda};
 
 /// y_bthd: x turned; token t stands at position start_position + t.
 ///
@@ -79,6 +79,14 @@ impl RopeTable {
         Ok(RopeTable { cos, sin })
     }
 
+    /// The same table on `device`, where the x that it turns must be.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_device`].
+    pub fn to_device(&self, device: Device) -> Result<Self> {
+        Ok(RopeTable { cos: self.cos.to_device(device)?, sin: self.sin.to_device(device)? })
+    }
+
     /// The number of positions the table holds.
     pub fn max_positions(&self) -> usize {
         self.cos.shape()[0]
@@ -125,6 +133,9 @@ impl RopeTable {
             Device::Cpu => {
                 let (cos, sin) = (&self.cos.data()?[rows.clone()], &self.sin.data()?[rows]);
                 cpu::rope::rotate(&mut x_bthd, cos, sin, half, back)?;
+            }
+            Device::Cuda(_) => {
+                cuda::ops::rope::rotate(&mut x_bthd, &self.cos, &self.sin, start_position, back)?;
             }
         }
         Ok(x_bthd)

@@ -24,6 +24,7 @@ pub fn softmax(logits_te: &Tensor) -> Result<Tensor> {
     let mut scores_te = like(logits_te)?;
     match logits_te.device() {
         Device::Cpu => cpu::routing::softmax(logits_te, &mut scores_te)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: "softmax", device }),
     }
     Ok(scores_te)
 }
@@ -38,6 +39,7 @@ pub fn softmax_backward(dscores_te: &Tensor, scores_te: &Tensor) -> Result<Tenso
     let mut dlogits_te = like(scores_te)?;
     match scores_te.device() {
         Device::Cpu => cpu::routing::softmax_backward(dscores_te, scores_te, &mut dlogits_te)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: "softmax_backward", device }),
     }
     Ok(dlogits_te)
 }
@@ -52,6 +54,7 @@ pub fn sigmoid(logits_te: &Tensor) -> Result<Tensor> {
     let mut scores_te = like(logits_te)?;
     match logits_te.device() {
         Device::Cpu => cpu::routing::sigmoid(logits_te, &mut scores_te)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: "sigmoid", device }),
     }
     Ok(scores_te)
 }
@@ -66,6 +69,7 @@ pub fn sigmoid_backward(dscores_te: &Tensor, scores_te: &Tensor) -> Result<Tenso
     let mut dlogits_te = like(scores_te)?;
     match scores_te.device() {
         Device::Cpu => cpu::routing::sigmoid_backward(dscores_te, scores_te, &mut dlogits_te)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: "sigmoid_backward", device }),
     }
     Ok(dlogits_te)
 }
@@ -93,6 +97,7 @@ pub fn top_k(scores_te: &Tensor, bias_e: Option<&Tensor>, k: usize) -> Result<Te
     let mut indices_tk = Tensor::scratch(&[scores_te.num_rows(), k], DType::I32, scores_te.device())?;
     match scores_te.device() {
         Device::Cpu => cpu::routing::top_k(scores_te, bias_e, &mut indices_tk)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(indices_tk)
 }
@@ -110,6 +115,7 @@ pub fn select(scores_te: &Tensor, indices_tk: &Tensor) -> Result<Tensor> {
     let mut weights_tk = Tensor::scratch(indices_tk.shape(), DType::F32, scores_te.device())?;
     match scores_te.device() {
         Device::Cpu => cpu::routing::select(scores_te, indices_tk, &mut weights_tk)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(weights_tk)
 }
@@ -130,6 +136,7 @@ pub fn select_backward(dweights_tk: &Tensor, indices_tk: &Tensor, num_experts: u
     let mut dscores_te = Tensor::zeros(&shape, DType::F32, dweights_tk.device())?;
     match dweights_tk.device() {
         Device::Cpu => cpu::routing::select_backward(dweights_tk, indices_tk, &mut dscores_te)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(dscores_te)
 }
@@ -146,6 +153,7 @@ pub fn logsumexp(logits_te: &Tensor) -> Result<Tensor> {
     let mut lse_t = Tensor::scratch(&[logits_te.num_rows()], DType::F32, logits_te.device())?;
     match logits_te.device() {
         Device::Cpu => cpu::routing::logsumexp(logits_te, &mut lse_t)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(lse_t)
 }
@@ -171,6 +179,7 @@ pub fn logsumexp_backward(
     }
     match logits_te.device() {
         Device::Cpu => cpu::routing::logsumexp_backward(dlse_t, logits_te, lse_t, dlogits_te),
+        device @ Device::Cuda(_) => Err(Error::Unsupported { op: OP, device }),
     }
 }
 
@@ -186,6 +195,7 @@ pub fn entropy(scores_te: &Tensor) -> Result<Tensor> {
     let mut entropy_t = Tensor::scratch(&[scores_te.num_rows()], DType::F32, scores_te.device())?;
     match scores_te.device() {
         Device::Cpu => cpu::routing::entropy(scores_te, &mut entropy_t)?,
+        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
     }
     Ok(entropy_t)
 }

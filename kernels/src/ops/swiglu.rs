@@ -6,13 +6,13 @@
 //! Napkin: forward moves 3·r·f elements, backward 5·r·f; some 30 FLOPs each, most of them the exponential:
 //! memory-bound where the loop vectorises.
 
-use crate::cpu;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
 use crate::profile::{self, Work};
 use crate::tensor::Tensor;
+use crate::{cpu, cuda};
 
 /// h_rf in the dtype of gate_up.
 ///
@@ -25,6 +25,7 @@ pub fn forward(gate_up_r2f: &Tensor, weights_r: Option<&Tensor>) -> Result<Tenso
     let mut h_rf = Tensor::scratch(&shape, gate_up_r2f.dtype(), gate_up_r2f.device())?;
     match gate_up_r2f.device() {
         Device::Cpu => cpu::swiglu::forward(gate_up_r2f, weights_r, &mut h_rf)?,
+        Device::Cuda(_) => cuda::ops::swiglu::forward(gate_up_r2f, weights_r, &mut h_rf)?,
     }
     Ok(h_rf)
 }
@@ -53,6 +54,10 @@ pub fn backward(
         Device::Cpu => {
             let weights = weights_r.zip(dweights_r.as_mut());
             cpu::swiglu::backward(dh_rf, gate_up_r2f, weights, &mut dgate_up_r2f)?;
+        }
+        Device::Cuda(_) => {
+            let weights = weights_r.zip(dweights_r.as_mut());
+            cuda::ops::swiglu::backward(dh_rf, gate_up_r2f, weights, &mut dgate_up_r2f)?;
         }
     }
     Ok((dgate_up_r2f, dweights_r))

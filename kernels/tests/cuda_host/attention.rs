@@ -88,7 +88,8 @@ impl Inputs {
         let of_forward = kernels.forward(case.batch, case.num_queries, case.num_heads);
         let pointers = [o.pointer(), lse.pointer(), q.pointer(), k.pointer(), v.pointer()];
         launch("forward", of_forward, &pointers);
-        let counts = [case.batch, case.num_queries, case.num_heads, case.head_dim].map(Argument::int);
+        let counts =
+            [case.batch, case.num_queries, case.num_heads, case.head_dim].map(|n| Argument::int(n).unwrap());
         if rows > 0 {
             let arguments: Vec<Argument> =
                 [delta.pointer(), d_out.pointer(), o.pointer()].into_iter().chain(counts).collect();
@@ -107,15 +108,15 @@ impl Inputs {
 /// The arguments that end the list of every kernel but delta's.
 fn sizes(case: &Attention) -> [Argument; 9] {
     [
-        Argument::int(case.num_queries),
-        Argument::int(case.num_keys),
-        Argument::int(case.num_heads),
-        Argument::int(case.num_kv_heads),
-        Argument::int(case.query_start),
+        Argument::int(case.num_queries).unwrap(),
+        Argument::int(case.num_keys).unwrap(),
+        Argument::int(case.num_heads).unwrap(),
+        Argument::int(case.num_kv_heads).unwrap(),
+        Argument::int(case.query_start).unwrap(),
         Argument::F32(case.scale as f32),
         Argument::I32(i32::from(case.mask.causal)),
-        Argument::int(case.mask.window.unwrap_or(0)),
-        Argument::int(case.mask.num_global_tokens),
+        Argument::int(case.mask.window.unwrap_or(0)).unwrap(),
+        Argument::int(case.mask.num_global_tokens).unwrap(),
     ]
 }
 

@@ -47,8 +47,14 @@ fn launch<L: Float, D: Float>(
     order: Order,
 ) -> Buffer<f32> {
     let (mut targets, mut losses) = (Buffer::new(targets), unwritten::<f32>(targets.len()));
-    let arguments =
-        [logits, targets.pointer(), losses.pointer(), dlogits, Argument::int(v), Argument::F32(SCALE)];
+    let arguments = [
+        logits,
+        targets.pointer(),
+        losses.pointer(),
+        dlogits,
+        Argument::int(v).unwrap(),
+        Argument::F32(SCALE),
+    ];
     let geometry = geometry::cross_entropy(targets.read().len());
     KERNELS.launch(&format!("cross_entropy_{}", name::<L, D>()), order, geometry, &arguments);
     losses

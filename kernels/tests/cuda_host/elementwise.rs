@@ -2,11 +2,11 @@
 
 use std::sync::LazyLock;
 
-use wattle_kernels::cuda::geometry;
+use wattle_kernels::cuda::calls::elementwise as calls;
 use wattle_kernels::{bf16, reference};
 
 use crate::harness::{
-    Argument, Buffer, Float, Kernels, Order, assert_close, bits, floats, in_both_orders, unwritten, values,
+    Buffer, Float, Kernels, Order, assert_close, bits, floats, in_both_orders, unwritten, values,
 };
 
 static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("elementwise.cu"));
@@ -21,16 +21,12 @@ fn check_arithmetic<T: Float>() {
             let elements: Vec<T> = x.iter().map(|&x| T::from_f64(x)).collect();
             let (mut a, mut b, mut out) =
                 (Buffer::shifted(&elements, shift), floats::<T>(&y), unwritten::<T>(n));
-            let launch = geometry::elementwise(n);
-            let arguments = [a.pointer(), b.pointer(), out.pointer(), Argument::long(n)];
-            KERNELS.launch(&format!("add_{}", T::SUFFIX), order, launch, &arguments);
+            KERNELS.run(order, &calls::add(a.floats(), b.pointer(), out.pointer(), n));
             assert_close(&out, &reference::elementwise::add(&x, &y), T::TOLERANCE);
             // In place.
-            let arguments = [a.pointer(), a.pointer(), Argument::long(n), Argument::F32(0.5)];
-            KERNELS.launch(&format!("scale_{}", T::SUFFIX), order, launch, &arguments);
+            KERNELS.run(order, &calls::scale(a.floats(), a.pointer(), n, 0.5));
             assert_close(&a, &reference::elementwise::scale(&x, 0.5), 0.0);
-            let arguments = [a.pointer(), b.pointer(), a.pointer(), Argument::long(n)];
-            KERNELS.launch(&format!("add_{}", T::SUFFIX), order, launch, &arguments);
+            KERNELS.run(order, &calls::add(a.floats(), b.pointer(), a.pointer(), n));
             (bits(&out), bits(&a))
         });
     }
@@ -49,11 +45,10 @@ fn casts_round_to_nearest_even_as_the_host_does() {
     let special = [1.003_906_3, 1.011_718_8, f32::MAX, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 1e-45];
     x[..special.len()].copy_from_slice(&special);
     let (mut wide, mut narrow) = (Buffer::new(&x), unwritten::<bf16>(x.len()));
-    let (launch, n) = (geometry::elementwise(x.len()), Argument::long(x.len()));
-    KERNELS.launch("cast_f32_bf16", Order::Forward, launch, &[wide.pointer(), narrow.pointer(), n]);
+    KERNELS.run(Order::Forward, &calls::cast(wide.floats(), narrow.pointer(), x.len()));
     let want: Vec<u16> = x.iter().map(|&x| bf16::from_f32(x).to_bits()).collect();
     assert_eq!(narrow.read().iter().map(|x| x.to_bits()).collect::<Vec<_>>(), want);
-    KERNELS.launch("cast_bf16_f32", Order::Forward, launch, &[narrow.pointer(), wide.pointer(), n]);
+    KERNELS.run(Order::Forward, &calls::cast(narrow.floats(), wide.pointer(), x.len()));
     let want: Vec<u32> = want.iter().map(|&bits| u32::from(bits) << 16).collect();
     assert_eq!(wide.read().iter().map(|x| x.to_bits()).collect::<Vec<_>>(), want);
 }
@@ -61,8 +56,7 @@ fn casts_round_to_nearest_even_as_the_host_does() {
 #[test]
 fn a_cast_keeps_nan() {
     let (mut wide, mut narrow) = (Buffer::new(&[f32::NAN, -f32::NAN]), floats::<bf16>(&[0.0; 2]));
-    let arguments = [wide.pointer(), narrow.pointer(), Argument::long(2)];
-    KERNELS.launch("cast_f32_bf16", Order::Forward, geometry::elementwise(2), &arguments);
+    KERNELS.run(Order::Forward, &calls::cast(wide.floats(), narrow.pointer(), 2));
     assert!(narrow.read().iter().all(|x| x.is_nan()));
 }
 
@@ -72,16 +66,8 @@ fn check_bias<T: Float>() {
         let want = reference::bias::forward(&x, &bias);
         in_both_orders(|order| {
             let (mut x, mut bias) = (floats::<T>(&x), floats::<f32>(&bias));
-            let rows = geometry::bias(t, n, size_of::<T>());
-            let arguments = [
-                x.pointer(),
-                bias.pointer(),
-                x.pointer(),
-                Argument::long(t),
-                Argument::int(n),
-                Argument::int(rows.width as usize),
-            ];
-            BIAS.launch(&format!("bias_forward_{}", T::SUFFIX), order, rows.launch, &arguments);
+            let call = calls::bias(x.floats(), bias.pointer(), x.pointer(), [t, n]).unwrap();
+            BIAS.run(order, &call);
             assert_close(&x, &want, T::TOLERANCE);
             bits(&x)
         });

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use wattle_kernels::cuda::calls::embedding as calls;
 use wattle_kernels::cuda::geometry::{self, RUN_TILE};
 use wattle_kernels::{bf16, reference};
 
@@ -15,17 +16,8 @@ static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("embedding.cu
 fn look_up<W: Float, X: Float>(ids: &[i32], table: &[f64], d: usize, order: Order) -> Buffer<X> {
     let (t, v) = (ids.len(), table.len() / d);
     let (mut ids, mut table, mut x) = (Buffer::new(ids), floats::<W>(table), unwritten::<X>(t * d));
-    let rows = geometry::embedding_forward(t, d, size_of::<W>().min(size_of::<X>()));
-    let arguments = [
-        ids.pointer(),
-        table.pointer(),
-        x.pointer(),
-        Argument::long(t),
-        Argument::int(v),
-        Argument::int(d),
-        Argument::int(rows.width as usize),
-    ];
-    KERNELS.launch(&format!("embedding_forward_{}_{}", W::SUFFIX, X::SUFFIX), order, rows.launch, &arguments);
+    let call = calls::forward(ids.pointer(), table.floats(), x.floats(), [t, v, d]).unwrap();
+    KERNELS.run(order, &call);
     x
 }
 
@@ -67,7 +59,7 @@ fn sort(ids: &[i32], v: usize, order: Order) -> [Buffer<i32>; 2] {
     let mut from = [Buffer::new(ids), Buffer::new(&vec![-1; n])];
     let mut to = [Buffer::new(&vec![-1; n]), Buffer::new(&vec![-1; n])];
     for shift in passes {
-        let (n, first_bit) = (Argument::long(n), Argument::int(shift as usize));
+        let (n, first_bit) = (Argument::long(n), Argument::int(shift as usize).unwrap());
         let tokens = if shift == 0 { Argument::NULL } else { from[1].pointer() };
         KERNELS.launch(
             "embedding_sort_count",
@@ -75,7 +67,7 @@ fn sort(ids: &[i32], v: usize, order: Order) -> [Buffer<i32>; 2] {
             sort.count,
             &[from[0].pointer(), counts.pointer(), n, first_bit],
         );
-        let arguments = [counts.pointer(), starts.pointer(), Argument::int(sort.num_tiles as usize)];
+        let arguments = [counts.pointer(), starts.pointer(), Argument::int(sort.num_tiles as usize).unwrap()];
         KERNELS.launch("embedding_sort_scan", order, sort.scan, &arguments);
         let arguments = [
             from[0].pointer(),
@@ -117,7 +109,7 @@ fn gradient<T: Float>(
     let [mut sorted_ids, mut tokens] = sort(ids, v, order);
     let (mut dx, mut dtable) = (floats::<T>(dx), floats::<f32>(before));
     let mut partials = unwritten::<f32>(n.div_ceil(RUN_TILE) * 2 * d);
-    let sizes = [Argument::long(n), Argument::int(v), Argument::int(d)];
+    let sizes = [Argument::long(n), Argument::int(v).unwrap(), Argument::int(d).unwrap()];
     let arguments =
         [dx.pointer(), sorted_ids.pointer(), tokens.pointer(), partials.pointer(), dtable.pointer()];
     let launch = geometry::embedding_backward(n, d, size_of::<T>());

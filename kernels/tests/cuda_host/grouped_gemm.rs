@@ -10,6 +10,7 @@ use crate::harness::{
     Argument, Buffer, Float, Kernels, Order, assert_close, bits, floats, in_both_orders, indices, unwritten,
     values,
 };
+use crate::swiglu::KERNELS as SWIGLU;
 
 /// One of the two files with its way of launching.
 struct Variant {
@@ -26,7 +27,6 @@ static VARIANTS: LazyLock<[Variant; 2]> = LazyLock::new(|| {
         variant("grouped_gemm_hopper", grouped_gemm::launch_hopper),
     ]
 });
-static SWIGLU: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("swiglu.cu"));
 /// h is computed from gate and up that were rounded: three roundings to bf16, and silu at most 1.1 times as steep.
 const SWIGLU_TOLERANCE: f64 = 3.2 * bf16::TOLERANCE;
 
@@ -131,7 +131,7 @@ impl Case {
 
     /// The counts that end the arguments of every kernel.
     fn counts(&self) -> [Argument; 4] {
-        [self.num_rows(), self.num_experts(), self.o, self.i].map(Argument::int)
+        [self.num_rows(), self.num_experts(), self.o, self.i].map(|n| Argument::int(n).unwrap())
     }
 }
 
@@ -278,7 +278,7 @@ fn swiglu(
     arguments.extend([x.given.pointer(), w.pointer()]);
     arguments.push(weights.as_mut().map_or(Argument::NULL, Buffer::pointer));
     arguments.extend([pointer(&mut offsets), pointer(&mut x.rows)]);
-    arguments.extend([r, case.num_experts(), f, case.i].map(Argument::int));
+    arguments.extend([r, case.num_experts(), f, case.i].map(|n| Argument::int(n).unwrap()));
     case.launch(variant, "swiglu", order, &arguments);
     (h, gate_up)
 }
@@ -323,8 +323,8 @@ fn swiglu_has_the_bits_of_the_kernel_that_reads_what_it_stored() {
             weights.pointer(),
             again.pointer(),
             Argument::long(r),
-            Argument::int(f),
-            Argument::int(rows.width as usize),
+            Argument::int(f).unwrap(),
+            Argument::int(rows.width as usize).unwrap(),
         ];
         if !rows.launch.is_empty() {
             SWIGLU.launch("swiglu_forward_bf16", Order::Forward, rows.launch, &arguments);

@@ -2,11 +2,11 @@
 
 use std::sync::LazyLock;
 
-use wattle_kernels::cuda::geometry;
+use wattle_kernels::cuda::calls::permute as calls;
 use wattle_kernels::{bf16, reference};
 
 use crate::harness::{
-    Argument, Buffer, Float, Kernels, assert_close, bits, floats, in_both_orders, indices, unwritten, values,
+    Buffer, Float, Kernels, assert_close, bits, floats, in_both_orders, indices, unwritten, values,
 };
 
 static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("permute.cu"));
@@ -28,16 +28,8 @@ fn check_gather<T: Float>() {
             in_both_orders(|order| {
                 let (mut x, mut indices, mut out) =
                     (floats::<T>(&x), Buffer::new(&rows), unwritten::<T>(r * d));
-                let rows = geometry::permute(r, d, size_of::<T>());
-                let arguments = [
-                    x.pointer(),
-                    indices.pointer(),
-                    out.pointer(),
-                    Argument::long(r),
-                    Argument::int(d),
-                    Argument::int(rows.width as usize),
-                ];
-                KERNELS.launch(&format!("gather_{}", T::SUFFIX), order, rows.launch, &arguments);
+                let call = calls::gather(x.floats(), indices.pointer(), out.pointer(), [r, d]).unwrap();
+                KERNELS.run(order, &call);
                 assert_close(&out, &want, 0.0);
                 bits(&out)
             });
@@ -60,17 +52,9 @@ fn check_gather_sum<T: Float>() {
             in_both_orders(|order| {
                 let (mut y, mut indices, mut out) =
                     (floats::<T>(&y), Buffer::new(&rows), unwritten::<T>(t * d));
-                let rows = geometry::permute(t, d, size_of::<T>());
-                let arguments = [
-                    y.pointer(),
-                    indices.pointer(),
-                    out.pointer(),
-                    Argument::long(t),
-                    Argument::int(k),
-                    Argument::int(d),
-                    Argument::int(rows.width as usize),
-                ];
-                KERNELS.launch(&format!("gather_sum_{}", T::SUFFIX), order, rows.launch, &arguments);
+                let (pointer, shape) = (out.pointer(), [t, k, d]);
+                let call = calls::gather_sum(y.floats(), indices.pointer(), pointer, shape).unwrap();
+                KERNELS.run(order, &call);
                 assert_close(&out, &want, T::TOLERANCE);
                 bits(&out)
             });

@@ -2,24 +2,21 @@
 
 use std::sync::LazyLock;
 
+use wattle_kernels::cuda::calls::{reduce, rms_norm as calls};
 use wattle_kernels::cuda::geometry;
 use wattle_kernels::{bf16, reference};
 
 use crate::harness::{
     Argument, Buffer, Float, Kernels, Order, assert_close, bits, floats, in_both_orders, unwritten, values,
 };
+use crate::reduce::KERNELS as REDUCE;
 
 static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("rms_norm.cu"));
-static REDUCE: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("reduce.cu"));
 const EPS: f32 = 1e-5;
 
 /// Rows and their length: none, several rows a warp, ragged, one row a warp, one row a block, the longest.
 const SHAPES: [[usize; 2]; 8] =
     [[0, 64], [9, 3], [37, 64], [5, 100], [3, 131], [6, 512], [3, 1032], [2, 4096]];
-
-fn suffix<T: Float, W: Float>() -> String {
-    if T::SUFFIX == W::SUFFIX { T::SUFFIX.to_owned() } else { format!("{}_weight_{}", T::SUFFIX, W::SUFFIX) }
-}
 
 fn check_forward<T: Float, W: Float>(with_residual: bool, shift: usize) {
     for [t, d] in SHAPES {
@@ -34,22 +31,17 @@ fn check_forward<T: Float, W: Float>(with_residual: bool, shift: usize) {
             let (mut x, mut residual) = (Buffer::shifted(&x, shift), floats::<T>(&residual));
             let (mut w, mut sum) = (floats::<W>(&w), unwritten::<T>(t * d));
             let (mut y, mut rstd) = (unwritten::<T>(t * d), unwritten::<f32>(t));
-            let rows = geometry::rms_norm(t, d, size_of::<T>()).unwrap();
             let optional =
                 |buffer: &mut Buffer<T>| if with_residual { buffer.pointer() } else { Argument::NULL };
-            let arguments = [
-                x.pointer(),
-                optional(&mut residual),
-                w.pointer(),
-                optional(&mut sum),
-                y.pointer(),
-                rstd.pointer(),
-                Argument::long(t),
-                Argument::int(d),
-                Argument::int(rows.width as usize),
-                Argument::F32(EPS),
-            ];
-            KERNELS.launch(&format!("rms_norm_forward_{}", suffix::<T, W>()), order, rows.launch, &arguments);
+            let buffers = calls::Forward {
+                x: x.floats(),
+                residual: optional(&mut residual),
+                w: w.floats(),
+                sum: optional(&mut sum),
+                y: y.pointer(),
+                rstd: rstd.pointer(),
+            };
+            KERNELS.run(order, &calls::forward(&buffers, [t, d], EPS).unwrap());
             assert_close(&y, &want_y, T::TOLERANCE);
             assert_close(&rstd, &want_rstd, 1e-6);
             if with_residual {
@@ -86,24 +78,19 @@ fn backward<T: Float, W: Float>(
     let (mut dy, mut x, mut w, mut rstd) =
         (floats::<T>(dy), floats::<T>(x), floats::<W>(w), floats::<f32>(&rstd));
     let mut dx = before.map_or_else(|| unwritten::<T>(t * d), floats);
-    let rows = geometry::rms_norm_backward(t, d, size_of::<T>()).unwrap();
-    let num_partials = rows.launch.grid[0] as usize;
+    let num_partials = calls::num_partials([t, d], T::DTYPE).unwrap();
     let (mut partials, mut dw) = (unwritten::<f32>(num_partials * d), floats::<f32>(&vec![1.0; d]));
-    let arguments = [
-        dy.pointer(),
-        x.pointer(),
-        w.pointer(),
-        rstd.pointer(),
-        dx.pointer(),
-        partials.pointer(),
-        Argument::long(t),
-        Argument::int(d),
-        Argument::int(rows.width as usize),
-        Argument::I32(i32::from(before.is_some())),
-    ];
-    KERNELS.launch(&format!("rms_norm_backward_{}", suffix::<T, W>()), order, rows.launch, &arguments);
-    let arguments = [partials.pointer(), dw.pointer(), Argument::long(num_partials), Argument::int(d)];
-    REDUCE.launch("add_column_sums", order, geometry::add_column_sums(d), &arguments);
+    let buffers = calls::Backward {
+        dy: dy.floats(),
+        x: x.pointer(),
+        w: w.floats(),
+        rstd: rstd.pointer(),
+        dx: dx.pointer(),
+        partials: partials.pointer(),
+    };
+    KERNELS.run(order, &calls::backward(&buffers, [t, d], before.is_some()).unwrap());
+    let sums = reduce::add_column_sums(partials.pointer(), dw.pointer(), [num_partials, d]).unwrap();
+    REDUCE.run(order, &sums);
     (dx, dw)
 }
 

@@ -2,10 +2,10 @@
 
 use std::sync::LazyLock;
 
-use wattle_kernels::cuda::geometry;
+use wattle_kernels::cuda::calls::rope::{Rotation, rotate};
 use wattle_kernels::{bf16, reference};
 
-use crate::harness::{Argument, Buffer, Float, Kernels, assert_close, bits, floats, in_both_orders, values};
+use crate::harness::{Buffer, Float, Kernels, assert_close, bits, floats, in_both_orders, values};
 
 static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("rope.cu"));
 const THETA: f64 = 1e4;
@@ -36,20 +36,8 @@ fn check<T: Float>(back: bool) {
             let x: Vec<T> = x.iter().map(|&x| T::from_f64(x)).collect();
             let (mut x, mut cos, mut sin) =
                 (Buffer::shifted(&x, shift), floats::<f32>(&cos), floats::<f32>(&sin));
-            let arguments = [
-                x.pointer(),
-                cos.pointer(),
-                sin.pointer(),
-                Argument::long(b * t),
-                Argument::int(t),
-                Argument::int(start),
-                Argument::int(h),
-                Argument::int(d),
-                Argument::int(half),
-                Argument::I32(i32::from(back)),
-            ];
-            let launch = geometry::rope(b * t, half, size_of::<T>());
-            KERNELS.launch(&format!("rope_{}", T::SUFFIX), order, launch, &arguments);
+            let rotation = Rotation { shape, half, start_position: start, back };
+            KERNELS.run(order, &rotate(x.floats(), cos.pointer(), sin.pointer(), &rotation).unwrap());
             assert_close(&x, &want, T::TOLERANCE);
             bits(&x)
         });

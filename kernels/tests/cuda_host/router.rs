@@ -57,8 +57,8 @@ impl Router {
             out.lse.pointer(),
             out.entropy.pointer(),
             Argument::long(t),
-            Argument::int(e),
-            Argument::int(k),
+            Argument::int(e).unwrap(),
+            Argument::int(k).unwrap(),
             Argument::I32(flags),
             Argument::F32(SCALE),
         ];
@@ -93,9 +93,9 @@ impl Router {
             optional(lse.pointer()),
             dlogits.pointer(),
             Argument::long(t),
-            Argument::int(e),
-            Argument::int(k),
-            Argument::int(load.len() / e),
+            Argument::int(e).unwrap(),
+            Argument::int(k).unwrap(),
+            Argument::int(load.len() / e).unwrap(),
             Argument::I32(flags),
             Argument::F32(SCALE),
             Argument::F32(balance_scale),
@@ -291,8 +291,8 @@ fn balance_terms_follow_the_equation() {
             loads.pointer(),
             terms.pointer(),
             Argument::long(t),
-            Argument::int(e),
-            Argument::int(1),
+            Argument::int(e).unwrap(),
+            Argument::int(1).unwrap(),
             Argument::I32(flags),
         ];
         KERNELS.launch("router_balance_terms", Order::Reversed, geometry::router(t), &arguments);
@@ -303,7 +303,7 @@ fn balance_terms_follow_the_equation() {
 #[test]
 fn the_bias_moves_towards_an_even_load() {
     let (mut bias, mut load) = (floats::<f32>(&[0.5, 0.5, 0.5, 0.5]), Buffer::new(&[4, 1, 7, 4]));
-    let arguments = [bias.pointer(), load.pointer(), Argument::int(4), Argument::F32(0.25)];
+    let arguments = [bias.pointer(), load.pointer(), Argument::int(4).unwrap(), Argument::F32(0.25)];
     KERNELS.launch("router_update_bias", Order::Forward, geometry::router_update_bias(), &arguments);
     assert_eq!(bias.read(), [0.5, 0.75, 0.25, 0.5]);
 }

@@ -42,15 +42,15 @@ impl Assignments {
         let (mut tokens, mut load, mut offsets) = (unset(e), Buffer::new(&vec![5i32; e]), unset(e + 1));
         let (mut row_to_token, mut row_to_assignment, mut token_to_rows) = (unset(n), unset(n), unset(n));
         let mut weights_r = floats::<f32>(&vec![f64::NAN; n]);
-        let arguments = [indices.pointer(), counts.pointer(), Argument::long(n), Argument::int(e)];
+        let arguments = [indices.pointer(), counts.pointer(), Argument::long(n), Argument::int(e).unwrap()];
         KERNELS.launch("routing_count", order, sort.count, &arguments);
         let arguments = [
             counts.pointer(),
             tokens.pointer(),
             load.pointer(),
             offsets.pointer(),
-            Argument::int(sort.num_tiles as usize),
-            Argument::int(e),
+            Argument::int(sort.num_tiles as usize).unwrap(),
+            Argument::int(e).unwrap(),
             Argument::I32(self.capacity),
         ];
         KERNELS.launch("routing_offsets", order, sort.scan, &arguments);
@@ -64,8 +64,8 @@ impl Assignments {
             token_to_rows.pointer(),
             weights_r.pointer(),
             Argument::long(n),
-            Argument::int(self.k),
-            Argument::int(e),
+            Argument::int(self.k).unwrap(),
+            Argument::int(e).unwrap(),
             Argument::I32(self.capacity),
         ];
         KERNELS.launch("routing_place", order, sort.place, &arguments);
@@ -160,7 +160,8 @@ fn each_group_counts_its_own_load() {
         .collect();
     for order in Order::ALL {
         let (mut indices, mut load) = (Buffer::new(&experts), Buffer::new(&vec![-1i32; groups * e]));
-        let arguments = [indices.pointer(), load.pointer(), Argument::long(per_group), Argument::int(e)];
+        let arguments =
+            [indices.pointer(), load.pointer(), Argument::long(per_group), Argument::int(e).unwrap()];
         KERNELS.launch("routing_group_load", order, geometry::routing_group_load(groups), &arguments);
         assert_eq!(load.read(), want);
     }

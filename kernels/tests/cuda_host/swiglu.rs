@@ -2,14 +2,15 @@
 
 use std::sync::LazyLock;
 
-use wattle_kernels::cuda::geometry;
+use wattle_kernels::cuda::calls::swiglu as calls;
 use wattle_kernels::{bf16, reference};
 
 use crate::harness::{
     Argument, Float, Kernels, Order, assert_close, bits, floats, in_both_orders, unwritten, values,
 };
 
-static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("swiglu.cu"));
+/// One for all tests, as in `reduce`.
+pub static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("swiglu.cu"));
 /// Rows and hidden elements: none, several rows a warp, ragged, a row a block, a row that a block walks along.
 const SHAPES: [[usize; 2]; 6] = [[0, 16], [133, 8], [9, 7], [5, 256], [3, 1030], [2, 9000]];
 
@@ -20,16 +21,8 @@ fn check_forward<T: Float>(weighted: bool) {
         in_both_orders(|order| {
             let (mut gate_up, mut weights) = (floats::<T>(&gate_up), floats::<f32>(&weights));
             let mut h = unwritten::<T>(r * f);
-            let rows = geometry::swiglu(r, f, size_of::<T>());
-            let arguments = [
-                gate_up.pointer(),
-                if weighted { weights.pointer() } else { Argument::NULL },
-                h.pointer(),
-                Argument::long(r),
-                Argument::int(f),
-                Argument::int(rows.width as usize),
-            ];
-            KERNELS.launch(&format!("swiglu_forward_{}", T::SUFFIX), order, rows.launch, &arguments);
+            let weights = if weighted { weights.pointer() } else { Argument::NULL };
+            KERNELS.run(order, &calls::forward(gate_up.floats(), weights, h.pointer(), [r, f]).unwrap());
             assert_close(&h, &want, T::TOLERANCE);
             bits(&h)
         });
@@ -53,18 +46,10 @@ fn check_backward<T: Float>(weighted: bool) {
             let (mut dh, mut gate_up, mut weights) =
                 (floats::<T>(&dh), floats::<T>(&gate_up), floats::<f32>(&weights));
             let (mut dgate_up, mut dweights) = (unwritten::<T>(r * 2 * f), unwritten::<f32>(r));
-            let rows = geometry::swiglu(r, f, size_of::<T>());
-            let arguments = [
-                dh.pointer(),
-                gate_up.pointer(),
-                if weighted { weights.pointer() } else { Argument::NULL },
-                dgate_up.pointer(),
-                if weighted { dweights.pointer() } else { Argument::NULL },
-                Argument::long(r),
-                Argument::int(f),
-                Argument::int(rows.width as usize),
-            ];
-            KERNELS.launch(&format!("swiglu_backward_{}", T::SUFFIX), order, rows.launch, &arguments);
+            let [weights, dweights_pointer] =
+                if weighted { [weights.pointer(), dweights.pointer()] } else { [Argument::NULL; 2] };
+            let (inputs, outputs) = ([gate_up.pointer(), weights], [dgate_up.pointer(), dweights_pointer]);
+            KERNELS.run(order, &calls::backward(dh.floats(), inputs, outputs, [r, f]).unwrap());
             assert_close(&dgate_up, &want, T::TOLERANCE);
             if weighted {
                 assert_close(&dweights, &want_weights, 1e-5);
@@ -85,15 +70,7 @@ fn backward_follows_the_reference() {
 #[test]
 fn large_gates_do_not_overflow() {
     let (mut gate_up, mut h) = (floats::<f32>(&[1e4, -1e4, 2.0, 3.0]), unwritten::<f32>(2));
-    let rows = geometry::swiglu(1, 2, 4);
-    let arguments = [
-        gate_up.pointer(),
-        Argument::NULL,
-        h.pointer(),
-        Argument::long(1),
-        Argument::int(2),
-        Argument::int(rows.width as usize),
-    ];
-    KERNELS.launch("swiglu_forward_f32", Order::Forward, rows.launch, &arguments);
+    let call = calls::forward(gate_up.floats(), Argument::NULL, h.pointer(), [1, 2]).unwrap();
+    KERNELS.run(Order::Forward, &call);
     assert_eq!(h.read(), [2e4, 0.0]);
 }

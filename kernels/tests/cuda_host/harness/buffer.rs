@@ -1,6 +1,6 @@
 //! Device memory on the host, with guards on both sides: a write outside is found, a read outside yields NaN.
 
-use super::Argument;
+use super::{Argument, Float, Floats};
 
 /// Bytes on each side; a multiple of every alignment.
 const GUARD: usize = 256;
@@ -56,6 +56,14 @@ impl<T: Value> Buffer<T> {
     pub fn pointer(&mut self) -> Argument {
         let start = self.start();
         Argument::Pointer(self.blocks.as_mut_ptr().cast::<u8>().wrapping_add(start).cast())
+    }
+
+    /// The address with the type that picks the kernel.
+    pub fn floats(&mut self) -> Floats
+    where
+        T: Float,
+    {
+        Floats { pointer: self.pointer(), dtype: T::DTYPE }
     }
 
     /// The values.

@@ -8,9 +8,7 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use libloading::Library;
-use wattle_kernels::cuda::Launch;
-
-use super::Argument;
+use wattle_kernels::cuda::{Argument, Call, Launch};
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cuda");
 /// Contraction to fused multiply-adds is off, so that every compiler gives the same bits.
@@ -46,6 +44,7 @@ impl Order {
 
 /// The kernels of one source file, compiled for the host.
 pub struct Kernels {
+    source: String,
     library: Library,
     /// The emulation has one block's state: launches take turns.
     turn: Mutex<()>,
@@ -61,7 +60,7 @@ impl Kernels {
         // SAFETY: the library was made from our own sources and has no initialisers beyond the C++ runtime's.
         let library =
             unsafe { Library::new(&path) }.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        Kernels { library, turn: Mutex::new(()) }
+        Kernels { source: source.to_owned(), library, turn: Mutex::new(()) }
     }
 
     /// Runs `kernel` to its end with the arguments it declares. A launch of no blocks is left out, as on a device.
@@ -73,6 +72,16 @@ impl Kernels {
         if let Err(error) = self.try_launch(kernel, order, launch, arguments) {
             panic!("{kernel}: {error}");
         }
+    }
+
+    /// Runs the call that the device runtime launches.
+    ///
+    /// # Panics
+    /// As [`Kernels::launch`], and when the call is for another file.
+    #[track_caller]
+    pub fn run(&self, order: Order, call: &Call) {
+        assert_eq!(call.source, self.source, "{}", call.kernel);
+        self.launch(&call.kernel, order, call.launch, &call.arguments);
     }
 
     /// As [`Kernels::launch`], with the emulation's message as an error.

@@ -1,20 +1,22 @@
 //! Running CUDA kernels on the host: the same `.cu` file compiled as C++ against `cuda/host/`, launched with the same
 //! argument list as on a device, compared with the f64 reference.
 
-mod argument;
 mod buffer;
 mod compare;
 mod library;
 
-pub use argument::Argument;
 pub use buffer::{Buffer, Value};
 pub use compare::{assert_close, bits, indices, values};
 pub use library::{Kernels, Order};
 
-use wattle_kernels::bf16;
+pub use wattle_kernels::cuda::Argument;
+use wattle_kernels::cuda::Floats;
+use wattle_kernels::{DType, bf16};
 
 /// A float element type of the kernels.
 pub trait Float: Value {
+    /// Which of the two.
+    const DTYPE: DType;
     /// How kernel names end.
     const SUFFIX: &str;
     /// What rounding to this type once, after some arithmetic in f32, may change, relative to the value.
@@ -26,6 +28,7 @@ pub trait Float: Value {
 }
 
 impl Float for f32 {
+    const DTYPE: DType = DType::F32;
     const SUFFIX: &str = "f32";
     const TOLERANCE: f64 = 2e-6;
     fn from_f64(x: f64) -> Self {
@@ -37,6 +40,7 @@ impl Float for f32 {
 }
 
 impl Float for bf16 {
+    const DTYPE: DType = DType::Bf16;
     const SUFFIX: &str = "bf16";
     const TOLERANCE: f64 = 4.2e-3; // 2^-8, with room for an f32 result on the other side of a tie
     fn from_f64(x: f64) -> Self {

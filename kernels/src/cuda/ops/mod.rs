@@ -1,0 +1,62 @@
+//! The operations' bodies on a GPU, by the names of `cpu`: tensors in, kernel calls out.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use super::device::Gpu;
+use super::{Argument, Call, Floats};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+
+pub(crate) mod bias;
+pub(crate) mod elementwise;
+pub(crate) mod embedding;
+pub(crate) mod permute;
+pub(crate) mod reduce;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod swiglu;
+
+/// One operation on one GPU: gives out the addresses of its tensors, and launches.
+struct Operation {
+    name: &'static str,
+    gpu: Arc<Gpu>,
+}
+
+impl Operation {
+    /// The operation on the device of `tensor`.
+    fn on(name: &'static str, tensor: &Tensor) -> Result<Self> {
+        match tensor.device() {
+            Device::Cuda(ordinal) => Ok(Operation { name, gpu: Gpu::get(ordinal)? }),
+            got => Err(Error::Placement { op: name, what: "tensor", got, expected: Device::Cuda(0) }),
+        }
+    }
+
+    fn read(&self, what: &'static str, tensor: &Tensor) -> Result<Argument> {
+        tensor.device_address(self.name, what, self.gpu.device()).map(pointer)
+    }
+
+    /// A tensor whose dtype picks the kernel.
+    fn floats(&self, what: &'static str, tensor: &Tensor) -> Result<Floats> {
+        Ok(Floats { pointer: self.read(what, tensor)?, dtype: tensor.dtype() })
+    }
+
+    /// A shared tensor is copied first, so ask for this before reading from the same.
+    fn write(&self, what: &'static str, tensor: &mut Tensor) -> Result<Argument> {
+        tensor.device_address_mut(self.name, what, self.gpu.device()).map(pointer)
+    }
+
+    /// # Safety
+    /// The pointers come from this operation's `read` and `write`, of tensors that are still held and whose shapes and
+    /// dtypes are those that the call was made for.
+    unsafe fn launch(&self, call: &Call) -> Result<()> {
+        // SAFETY: memory of tensors is given back in the order of the stream, behind this launch; `write` gave what no
+        // other tensor shares; the sizes are the caller's promise.
+        unsafe { self.gpu.launch(self.name, call) }
+    }
+}
+
+fn pointer(address: u64) -> Argument {
+    Argument::Pointer(address as usize as *mut c_void)
+}
