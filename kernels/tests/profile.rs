@@ -7,13 +7,10 @@ use wattle_kernels::ops::{cross_entropy, elementwise, grouped_matmul, matmul};
 use wattle_kernels::profile::{self, Entry};
 use wattle_kernels::{DType, Device, Tensor};
 
-fn zeros(shape: &[usize]) -> Tensor {
-    Tensor::zeros(shape, DType::F32, Device::Cpu).unwrap()
-}
-
 /// One test, for the recorder is one for the process.
 #[test]
 fn calls_are_summed_by_operation_and_shape_while_recording_and_not_before_or_after() {
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, Device::Cpu).unwrap();
     let (x, w, of_other_width) = (zeros(&[3, 4, 5]), zeros(&[7, 5]), zeros(&[7, 6]));
     let product = || matmul::forward(&x, &w, DType::F32).unwrap();
     product();

@@ -270,6 +270,7 @@ fn absurd_flags_are_wrong_usage() {
         &["bench", "--batch", "0"],
         &["bench", "--steps", "1"],
         &["bench", "--precision", "f8"],
+        &["bench", "--limits", "--profile"],
         &["eval", "run", "--data", "text.txt", "--batch", "0"],
         &["report", "run", "--pue", "0.5"],
         &["report", "run", "--pue", "-1"],

@@ -25,10 +25,9 @@ const COMMANDS: [&[&str]; 14] = [
 ];
 
 /// What `bench --profile` must name for a training step in f32.
-const STEP_OPERATIONS: [&str; 30] = [
+const STEP_OPERATIONS: [&str; 29] = [
     "adamw",
     "add",
-    "add_assign",
     "attention",
     "attention_backward",
     "cross_entropy_backward",
