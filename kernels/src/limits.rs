@@ -41,7 +41,7 @@ pub struct Rate {
 }
 
 impl Limits {
-    /// Measures: the best of ten runs for multiply-adds, of three for memory. Its two arrays are each twice the last-level
+    /// Measures: the best of forty runs for multiply-adds, of three for memory. Its two arrays are each twice the last-level
     /// caches, at least 128 MiB, and at most an eighth of the memory that is free.
     pub fn measure() -> Self {
         let last_level_cache_bytes = cache_bytes(3);

@@ -8,7 +8,7 @@ use crate::cpu::gemm::{Format, bf16_format};
 use crate::cpu::simd::{SimdLevel, simd_level};
 use crate::dtype::DType;
 
-/// Floating-point operations per second of multiply-adds in registers on all threads of the pool, the best of ten runs
+/// Floating-point operations per second of multiply-adds in registers on all threads of the pool, the best of forty runs
 /// of about a millisecond. For bf16 it is the instruction that the bf16 products use: where they widen to f32, both
 /// rates are those of one instruction.
 pub fn measure_flops(dtype: DType) -> f64 {
@@ -31,7 +31,7 @@ pub fn instruction(dtype: DType) -> &'static str {
 const NUM_ROUNDS: usize = 400_000;
 
 fn best_rate(run: impl Fn() -> f64) -> f64 {
-    const NUM_RUNS: usize = 10;
+    const NUM_RUNS: usize = 40;
     let rate = || {
         let begin = Instant::now();
         run() / begin.elapsed().as_secs_f64()
