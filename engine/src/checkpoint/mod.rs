@@ -8,7 +8,7 @@
 //! checkpoints/step-00000100.old                  the replaced one, until its successor is in place; readers use it
 //! ```
 //!
-//! [`save`] commits by renaming a directory whose content is synced; [`newest_valid`] takes the newest checkpoint of
+//! `save` commits by renaming a directory whose content is synced; [`newest_valid`] takes the newest checkpoint of
 //! which every byte is right and says which newer ones it refused and why.
 
 pub mod config;

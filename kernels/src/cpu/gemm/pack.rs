@@ -73,7 +73,8 @@ impl<'a> Lines<'a> {
         self.pack_line_inner(panels, width, ks, units);
     }
 
-    /// Packs panels of B as `[panel][k][width]` units; units behind a panel's last line are unspecified.
+    /// Packs panels of B as `[panel][k][width]` units. Units behind a panel's last line are zero or other values of B: the
+    /// kernel never stores their sums, but what happened to lie there might be subnormal, and slow as f32.
     pub(super) fn pack_b(
         &self,
         panels: impl Iterator<Item = Range<usize>> + Clone,
@@ -267,6 +268,7 @@ fn line_inner<T: Copy + Default, const PER: usize, const WIDTH: usize>(
                 *out = unit(std::array::from_fn(|p| rows[p][j]));
             }
         } else {
+            *out = [0; WIDTH];
             for (j, out) in lines.clone().zip(out) {
                 *out = unit(std::array::from_fn(|p| {
                     if k + p < ks.end { x[(k + p) * stride + j] } else { T::default() }
@@ -286,6 +288,9 @@ fn transposed<T: Copy + Default, const PER: usize, const WIDTH: usize>(
     units: &mut [u32],
     unit: impl Fn([T; PER]) -> u32 + Copy,
 ) {
+    if lines.len() < WIDTH {
+        units.fill(0);
+    }
     let mut done = 0;
     while done + 8 <= lines.len() {
         // Two squares of eight lines and eight units, unless the strip is short.
