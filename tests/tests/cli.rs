@@ -240,13 +240,18 @@ fn the_profile_of_a_step_names_its_operations_and_counts_the_flops_of_the_preset
 fn doctor_names_each_meter_with_a_remedy_for_what_is_missing() {
     let workshop = Workshop::new();
     let found = workshop.run(&["doctor", "--json"]).json();
-    assert_eq!(keys(&found), ["carbon", "devices", "meters", "version"]);
+    assert_eq!(keys(&found), ["carbon", "cuda", "devices", "meters", "version"]);
     assert_eq!(found["devices"][0]["kind"], "cpu");
     let meters = found["meters"].as_array().expect("a list");
     let names: Vec<&str> = meters.iter().filter_map(|meter| meter["meter"].as_str()).collect();
     assert_eq!(names, ["nvml", "perf", "rapl", "hwmon", "bmc", "model"]);
     let text = workshop.run(&["doctor"]);
     assert_eq!((text.code, text.stderr.as_str()), (0, ""));
+    let libraries = found["cuda"]["libraries"].as_array().expect("a list");
+    assert_eq!(libraries.len(), 3);
+    for library in libraries {
+        assert!(library["version"].is_string() || library["remedy"].is_string(), "{library}");
+    }
     for meter in meters {
         assert!(meter["available"] == true || meter["remedy"].is_string(), "{meter}");
         assert!(text.stdout.contains(meter["meter"].as_str().expect("a name")), "{}", text.stdout);
