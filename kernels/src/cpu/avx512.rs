@@ -80,6 +80,7 @@ mod tests {
         if simd_level() == SimdLevel::Avx512 {
             for chunk in values.as_chunks::<LANES>().0 {
                 let mut to = [0.0; LANES];
+                // SAFETY: `simd_level` found AVX-512.
                 unsafe { f32::store16(apply(f32::load16(chunk)), &mut to) };
                 results.extend(to);
             }
@@ -126,6 +127,7 @@ mod tests {
                 std::array::from_fn(|i| f32::from_bits(u32::from(high) << 16 | (i as u32 * 0x1111)));
             if simd_level() == SimdLevel::Avx512 {
                 let mut to = [bf16::ZERO; LANES];
+                // SAFETY: as above.
                 unsafe { bf16::store16(f32::load16(&values), &mut to) };
                 for (got, value) in to.iter().zip(values) {
                     assert_eq!(got.to_bits(), bf16::store(value).to_bits(), "{value}");
