@@ -1,7 +1,8 @@
 //! The buffer pool: freed buffers are kept for the next step instead of going back to the system.
 //!
 //! A training step asks for the same sizes again and again; fresh memory would be zeroed by the kernel page by
-//! page each time. The pool never holds more than the peak that was live at once: cached + live <= peak live.
+//! page each time. The pool holds little more than the peak that was live at once: blocks that are of no use at the
+//! peak would otherwise go back to the system at each step's peak, and come again behind it.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
@@ -106,7 +107,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let mut pool = lock();
         pool.stats.live_bytes -= self.capacity;
-        if pool.stats.live_bytes + pool.stats.cached_bytes + self.capacity <= pool.stats.peak_bytes {
+        if pool.has_room(self.capacity) {
             pool.stats.cached_bytes += self.capacity;
             pool.free.entry(self.capacity).or_default().push(Block(self.ptr));
         } else {
@@ -128,11 +129,15 @@ impl Pool {
         fitting.find_map(|(capacity, blocks)| Some((*capacity, blocks.pop()?)))
     }
 
-    /// Gives cached blocks of other sizes back, largest first, until `wanted` more bytes fit under the peak.
+    /// Whether the pool may hold `more` bytes: in all, an eighth above the peak.
+    fn has_room(&self, more: usize) -> bool {
+        let PoolStats { live_bytes, peak_bytes, cached_bytes } = self.stats;
+        live_bytes + cached_bytes + more <= peak_bytes + peak_bytes / 8
+    }
+
+    /// Gives cached blocks of other sizes back, largest first, until there is room for `wanted` more bytes.
     fn trim(&mut self, wanted: usize) {
-        while self.stats.cached_bytes > 0
-            && self.stats.live_bytes + self.stats.cached_bytes + wanted > self.stats.peak_bytes
-        {
+        while self.stats.cached_bytes > 0 && !self.has_room(wanted) {
             let Some(mut entry) = self.free.last_entry() else { return };
             let capacity = *entry.key();
             if let Some(Block(ptr)) = entry.get_mut().pop() {
