@@ -63,13 +63,13 @@ pub fn backward(
     expect_shape("dy", dy_td, x_td.shape())?;
     let dy_rd = timed(&mut times.dispatch, || Ok(permute::gather(dy_td, &plan.row_to_token_r)?))?;
     let (dgate_up_r2f, dweights_r) = timed(&mut times.experts, || {
-        let h_rf = swiglu::forward(&gate_up_r2f, Some(&weights_r))?;
-        grouped_matmul::backward_weight(&dy_rd, &h_rf, &plan.offsets_e, ddown_edf)?;
-        drop(h_rf);
         let dh_rf = grouped_matmul::backward_input(&dy_rd, down_edf, &plan.offsets_e)?;
-        Ok(swiglu::backward(&dh_rf, &gate_up_r2f, Some(&weights_r))?)
+        let swiglu::Backward { h_rf, dgate_up_r2f, dweights_r } =
+            swiglu::backward(dh_rf, gate_up_r2f, Some(&weights_r))?;
+        grouped_matmul::backward_weight(&dy_rd, &h_rf, &plan.offsets_e, ddown_edf)?;
+        Ok((dgate_up_r2f, dweights_r))
     })?;
-    drop((dy_rd, gate_up_r2f));
+    drop(dy_rd);
     let Some(dweights_r) = dweights_r else { unreachable!("swiglu differentiates the weights it is given") };
 
     let x_rd = timed(&mut times.dispatch, || Ok(permute::gather(&x_td, &plan.row_to_token_r)?))?;

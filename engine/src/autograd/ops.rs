@@ -163,8 +163,7 @@ impl Tape<'_> {
         let (input, saved, out) = (gate_up.id, gate_up.value.clone(), h.id);
         self.record(move |walk| {
             let Some(dh) = walk.take(out) else { return Ok(()) };
-            let (d_gate_up, _) = swiglu::backward(&dh, &saved, None)?;
-            walk.add(input, d_gate_up)
+            walk.add(input, swiglu::backward(dh, saved, None)?.dgate_up_r2f)
         });
         Ok(h)
     }

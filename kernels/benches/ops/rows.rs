@@ -48,8 +48,9 @@ fn swiglu_forward(bencher: Bencher, case: &Case) {
 fn swiglu_backward(bencher: Bencher, case: &Case) {
     let (gate_up, dh, weights) = activation(case);
     bencher
-        .counter(bytes(&[&gate_up, &dh, &gate_up]))
-        .bench_local(|| swiglu::backward(&dh, &gate_up, Some(&weights)).unwrap());
+        .counter(bytes(&[&gate_up, &dh, &gate_up, &dh]))
+        .with_inputs(|| activation(case))
+        .bench_local_values(|(gate_up, dh, _)| swiglu::backward(dh, gate_up, Some(&weights)).unwrap());
 }
 
 #[divan::bench(args = cases())]

@@ -28,34 +28,28 @@ pub(super) fn forward_row<T: Float>((gate, up): (&[T], &[T]), weight: f32, h: &m
     }
 }
 
-/// Writes the gradients of gate and up, and gives the weight's.
+/// Turns dh into h, gate and up into their gradients, and gives the weight's.
 ///
 /// # Safety
 /// As [`forward_row`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn backward_row<T: Float>(
-    dh: &[T],
-    (gate, up): (&[T], &[T]),
-    weight: f32,
-    dgate: &mut [T],
-    dup: &mut [T],
-) -> f32 {
-    let one = _mm512_set1_ps(1.0);
+pub(super) fn backward_row<T: Float>(dh: &mut [T], (gate, up): (&mut [T], &mut [T]), weight: f32) -> f32 {
+    let (one, weight) = (_mm512_set1_ps(1.0), _mm512_set1_ps(weight));
     let mut dweight = _mm512_setzero_ps();
-    let inputs = dh.as_chunks().0.iter().zip(gate.as_chunks().0).zip(up.as_chunks().0);
-    for (((dh, gate), up), (dgate, dup)) in
-        inputs.zip(dgate.as_chunks_mut().0.iter_mut().zip(dup.as_chunks_mut().0))
-    {
+    let rows = dh.as_chunks_mut().0.iter_mut().zip(gate.as_chunks_mut().0).zip(up.as_chunks_mut().0);
+    for ((dh_place, gate_place), up_place) in rows {
         // SAFETY: the caller's promise.
         unsafe {
-            let (dh, gate, up) = (T::load16(dh), T::load16(gate), T::load16(up));
+            let (dh, gate, up) = (T::load16(dh_place), T::load16(gate_place), T::load16(up_place));
             let s = sigmoid(gate);
             let silu = _mm512_mul_ps(gate, s);
             let slope = _mm512_fmadd_ps(silu, _mm512_sub_ps(one, s), s);
-            dweight = _mm512_fmadd_ps(dh, _mm512_mul_ps(silu, up), dweight);
-            let dh = _mm512_mul_ps(dh, _mm512_set1_ps(weight));
-            T::store16(_mm512_mul_ps(_mm512_mul_ps(dh, up), slope), dgate);
-            T::store16(_mm512_mul_ps(dh, silu), dup);
+            let h = _mm512_mul_ps(silu, up);
+            dweight = _mm512_fmadd_ps(dh, h, dweight);
+            let dh = _mm512_mul_ps(dh, weight);
+            T::store16(_mm512_mul_ps(h, weight), dh_place);
+            T::store16(_mm512_mul_ps(_mm512_mul_ps(dh, up), slope), gate_place);
+            T::store16(_mm512_mul_ps(dh, silu), up_place);
         }
     }
     _mm512_reduce_add_ps(dweight)

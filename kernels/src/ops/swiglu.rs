@@ -3,7 +3,7 @@
 //! Shapes: gate_up_r2f (gate in the first half of a row, up in the second), h_rf, weights_r in f32. Leading
 //! dimensions may be more than one. With s = sigmoid(gate): dgate = dh·weight·up·(s + gate·s·(1 - s)),
 //! dup = dh·weight·gate·s, dweight = Σ_f dh·gate·s·up. Nothing accumulates.
-//! Napkin: forward moves 3·r·f elements, backward 5·r·f; some 30 FLOPs each, most of them the exponential:
+//! Napkin: forward moves 3·r·f elements, backward 6·r·f; some 30 FLOPs each, most of them the exponential:
 //! memory-bound where the loop vectorises.
 
 use crate::device::Device;
@@ -30,21 +30,28 @@ pub fn forward(gate_up_r2f: &Tensor, weights_r: Option<&Tensor>) -> Result<Tenso
     Ok(h_rf)
 }
 
-/// (dgate_up_r2f in the dtype of gate_up, dweights_r in f32 where weights are given).
+/// What [`backward`] gives.
+#[derive(Debug)]
+pub struct Backward {
+    /// The forward's output again, for the gradient of the weight that it was multiplied with.
+    pub h_rf: Tensor,
+    /// In the dtype of gate_up.
+    pub dgate_up_r2f: Tensor,
+    /// f32, where weights are given.
+    pub dweights_r: Option<Tensor>,
+}
+
+/// The gradients, and h once more at no further exponential. On the CPU they take the memory of `dh_rf` and
+/// `gate_up_r2f`, unless another tensor shares it.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; out of memory.
-pub fn backward(
-    dh_rf: &Tensor,
-    gate_up_r2f: &Tensor,
-    weights_r: Option<&Tensor>,
-) -> Result<(Tensor, Option<Tensor>)> {
+pub fn backward(mut dh_rf: Tensor, mut gate_up_r2f: Tensor, weights_r: Option<&Tensor>) -> Result<Backward> {
     const OP: &str = "swiglu_backward";
-    let shape = check_input(OP, gate_up_r2f, weights_r)?;
-    check::shape(OP, "dh", dh_rf, &shape)?;
-    check::dtype(OP, "dh", dh_rf, gate_up_r2f.dtype())?;
-    let _span = profile::span(OP, dh_rf.dtype(), || Work::pass(5 * dh_rf.size_in_bytes()));
-    let mut dgate_up_r2f = Tensor::scratch(gate_up_r2f.shape(), gate_up_r2f.dtype(), gate_up_r2f.device())?;
+    let shape = check_input(OP, &gate_up_r2f, weights_r)?;
+    check::shape(OP, "dh", &dh_rf, &shape)?;
+    check::dtype(OP, "dh", &dh_rf, gate_up_r2f.dtype())?;
+    let _span = profile::span(OP, dh_rf.dtype(), || Work::pass(6 * dh_rf.size_in_bytes()));
     // Zeros, not scratch: rows of no elements are never visited.
     let mut dweights_r = match weights_r {
         Some(weights) => Some(Tensor::zeros(weights.shape(), DType::F32, weights.device())?),
@@ -52,15 +59,18 @@ pub fn backward(
     };
     match dh_rf.device() {
         Device::Cpu => {
-            let weights = weights_r.zip(dweights_r.as_mut());
-            cpu::swiglu::backward(dh_rf, gate_up_r2f, weights, &mut dgate_up_r2f)?;
+            cpu::swiglu::backward(&mut dh_rf, &mut gate_up_r2f, weights_r.zip(dweights_r.as_mut()))?;
+            Ok(Backward { h_rf: dh_rf, dgate_up_r2f: gate_up_r2f, dweights_r })
         }
         Device::Cuda(_) => {
+            let h_rf = forward(&gate_up_r2f, weights_r)?;
+            let mut dgate_up_r2f =
+                Tensor::scratch(gate_up_r2f.shape(), gate_up_r2f.dtype(), gate_up_r2f.device())?;
             let weights = weights_r.zip(dweights_r.as_mut());
-            cuda::ops::swiglu::backward(dh_rf, gate_up_r2f, weights, &mut dgate_up_r2f)?;
+            cuda::ops::swiglu::backward(&dh_rf, &gate_up_r2f, weights, &mut dgate_up_r2f)?;
+            Ok(Backward { h_rf, dgate_up_r2f, dweights_r })
         }
     }
-    Ok((dgate_up_r2f, dweights_r))
 }
 
 /// The shape of h.
@@ -103,11 +113,12 @@ mod tests {
                     let gate_up = tensor(&gate_up, &[r, 2 * f], dtype);
                     assert_close(&forward(&gate_up, weights.as_ref()).unwrap(), &h, rel);
                     let dh = tensor(&dh, &[r, f], dtype);
-                    let (got, got_weights) = backward(&dh, &gate_up, weights.as_ref()).unwrap();
-                    assert_close(&got, &dgate_up, rel);
-                    assert_eq!(got_weights.is_some(), weighted);
-                    if let Some(got_weights) = got_weights {
-                        assert_close(&got_weights, &dweights, 1e-5);
+                    let got = backward(dh, gate_up, weights.as_ref()).unwrap();
+                    assert_close(&got.h_rf, &h, rel);
+                    assert_close(&got.dgate_up_r2f, &dgate_up, rel);
+                    assert_eq!(got.dweights_r.is_some(), weighted);
+                    if let Some(got) = got.dweights_r {
+                        assert_close(&got, &dweights, 1e-5);
                     }
                 }
             }
@@ -119,8 +130,8 @@ mod tests {
         let gate_up = Tensor::from_slice(&[-1e4f32, 1e4, 3.0, 3.0], &[1, 4]).unwrap();
         let dh = Tensor::from_slice(&[1.0f32, 1.0], &[1, 2]).unwrap();
         assert_eq!(forward(&gate_up, None).unwrap().data::<f32>().unwrap(), [0.0, 3e4]);
-        let (dgate_up, _) = backward(&dh, &gate_up, None).unwrap();
-        assert_eq!(dgate_up.data::<f32>().unwrap(), [0.0, 3.0, 0.0, 1e4]);
+        let got = backward(dh, gate_up, None).unwrap();
+        assert_eq!(got.dgate_up_r2f.data::<f32>().unwrap(), [0.0, 3.0, 0.0, 1e4]);
     }
 
     #[test]
@@ -130,8 +141,9 @@ mod tests {
         let weights = tensor(&values(300, 6), &[300], DType::F32);
         in_pools(|| {
             let h = forward(&gate_up, Some(&weights)).unwrap();
-            let (dgate_up, dweights) = backward(&dh, &gate_up, Some(&weights)).unwrap();
-            [h, dgate_up, dweights.unwrap()].map(|tensor| bits(&tensor))
+            let got = backward(dh.clone(), gate_up.clone(), Some(&weights)).unwrap();
+            assert_eq!(bits(&got.h_rf), bits(&h));
+            [h, got.dgate_up_r2f, got.dweights_r.unwrap()].map(|tensor| bits(&tensor))
         });
     }
 
@@ -154,9 +166,9 @@ mod tests {
         );
         let dh = zeros(&[3, 4], DType::Bf16);
         assert_eq!(
-            backward(&dh, &gate_up, None).unwrap_err().to_string(),
+            backward(dh, gate_up.clone(), None).unwrap_err().to_string(),
             "swiglu_backward: dh is bf16, expected f32"
         );
-        assert!(backward(&gate_up, &gate_up, None).is_err());
+        assert!(backward(gate_up.clone(), gate_up, None).is_err());
     }
 }
