@@ -3,7 +3,7 @@
 //!
 //! [`route()`] turns router logits into weights, a [`RoutingPlan`] and the balance losses; [`experts`] runs the experts
 //! over the plan; [`LoadAccumulator`] counts over an optimizer step what the expert bias and [`RoutingStats`] need.
-//! All of it runs where the tensors are, and nothing waits for a GPU but [`Routing::read_losses`] and
+//! All of it runs where the tensors are, and nothing waits for a GPU but [`PendingLosses::read`] and
 //! [`LoadAccumulator::read`], which may come a step late.
 //!
 //! Shape suffixes in names: `t` tokens, `d` model, `f` hidden of an expert, `e` experts, `k` chosen experts, `r` routed
@@ -53,6 +53,6 @@ mod testing;
 pub use config::{BalanceLoss, Problem, RouterConfig, Scoring};
 pub use error::{Error, Result};
 pub use load::{Load, LoadAccumulator};
-pub use route::{RouterLosses, Routing, route, route_backward};
+pub use route::{PendingLosses, RouterLosses, Routing, route, route_backward};
 pub use stats::RoutingStats;
 pub use wattle_kernels::ops::routing_plan::RoutingPlan;

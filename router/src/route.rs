@@ -58,7 +58,7 @@ pub fn route(
     };
     let losses =
         ops::losses(&routed.scores_te, rule(config), &losses(config, shares_ge.as_ref(), &routed, 1.0))?;
-    Ok(Routing { routed, plan, losses, config: *config, shares_ge })
+    Ok(Routing { routed, plan, losses: PendingLosses(losses), config: *config, shares_ge })
 }
 
 /// Where one micro-batch's tokens go, with what weight, and what the router pays for it.
@@ -68,11 +68,27 @@ pub struct Routing {
     pub routed: Routed,
     /// The way to the experts and back, and the weights in the order of its rows.
     pub plan: RoutingPlan,
-    /// f32 `[2]`: the losses, on the device.
-    losses: Tensor,
+    /// What the router pays for it.
+    pub losses: PendingLosses,
     config: RouterConfig,
     /// The share of the load that each expert has in each group of tokens; none without a balance loss.
     shares_ge: Option<Tensor>,
+}
+
+/// The losses on the device that computes them, f32 `[2]`.
+#[derive(Clone, Debug)]
+pub struct PendingLosses(Tensor);
+
+impl PendingLosses {
+    /// The losses. Waits for a GPU until it has computed them: read those of all layers together, or a step late.
+    ///
+    /// # Errors
+    /// A copy that fails.
+    pub fn read(&self) -> Result<RouterLosses> {
+        let losses = self.0.to_device(Device::Cpu)?;
+        let &[balance, z] = losses.data::<f32>()? else { unreachable!("the router has two losses") };
+        Ok(RouterLosses { balance, z })
+    }
 }
 
 /// What the router pays, each loss times its coefficient.
@@ -85,16 +101,6 @@ pub struct RouterLosses {
 }
 
 impl Routing {
-    /// The losses. Waits for a GPU until it has computed them, so there a step reads those of all layers at its end.
-    ///
-    /// # Errors
-    /// A copy that fails.
-    pub fn read_losses(&self) -> Result<RouterLosses> {
-        let losses = self.losses.to_device(Device::Cpu)?;
-        let &[balance, z] = losses.data::<f32>()? else { unreachable!("the router has two losses") };
-        Ok(RouterLosses { balance, z })
-    }
-
     /// Takes `load_e` (i32 `[e]`), the assignments per expert of the whole global batch with this micro-batch in it, as
     /// the load that the global-batch loss and its gradient see, in place of what [`route`] put together. The load has no
     /// part in the forward pass, so data-parallel ranks can sum it while the experts run, up to [`route_backward`].
@@ -107,7 +113,7 @@ impl Routing {
         if self.config.balance_loss == BalanceLoss::GlobalBatch {
             self.shares_ge = Some(routing_load::shares(&load_1e, None)?);
             let losses = losses(&self.config, self.shares_ge.as_ref(), &self.routed, 1.0);
-            self.losses = ops::losses(&self.routed.scores_te, rule(&self.config), &losses)?;
+            self.losses = PendingLosses(ops::losses(&self.routed.scores_te, rule(&self.config), &losses)?);
         }
         Ok(())
     }

@@ -30,11 +30,11 @@ fn counts(values: &[i32]) -> Tensor {
 }
 
 fn balance_loss(routing: &Routing) -> f32 {
-    routing.read_losses().unwrap().balance
+    routing.losses.read().unwrap().balance
 }
 
 fn z_loss(routing: &Routing) -> f32 {
-    routing.read_losses().unwrap().z
+    routing.losses.read().unwrap().z
 }
 
 fn floats(tensor: &Tensor) -> &[f32] {
@@ -120,7 +120,7 @@ fn the_balance_loss_is_its_coefficient_when_the_load_is_even() {
             let config =
                 RouterConfig { scoring, balance_loss, balance_loss_coefficient: 0.25, ..config(4, 1) };
             let routing = route(&logits(&x, 4), None, &config, 2, None).unwrap();
-            assert_near(routing.read_losses().unwrap().balance, 0.25, 1e-6);
+            assert_near(routing.losses.read().unwrap().balance, 0.25, 1e-6);
         }
     }
 }
@@ -223,7 +223,7 @@ fn no_tokens_have_no_losses_and_no_gradient() {
     for config in all_kinds() {
         let logits_te = Tensor::zeros(&[0, 5], DType::F32, Device::Cpu).unwrap();
         let routing = route(&logits_te, None, &config, 1, None).unwrap();
-        assert_eq!(routing.read_losses().unwrap(), RouterLosses { balance: 0.0, z: 0.0 });
+        assert_eq!(routing.losses.read().unwrap(), RouterLosses { balance: 0.0, z: 0.0 });
         let dlogits_te = route_backward(&routing, &logits_te, &routing.plan.weights_r, 1.0).unwrap();
         assert_eq!(dlogits_te.shape(), [0, 5]);
     }
