@@ -247,7 +247,9 @@ mod tests {
     use crate::cpu::routing as body;
     use crate::device::Device;
     use crate::dtype::DType;
+    use crate::error::Result;
     use crate::reference::routing as reference;
+    use crate::tensor::Tensor;
     use crate::testing::{assert_close, bits, central_difference, dot, in_pools, tensor, values};
 
     const T: usize = 41;

@@ -224,9 +224,9 @@ mod tests {
 
     #[test]
     fn losses_that_do_not_fit_are_errors() {
-        let (scores_te, none) = (matrix(2, 4), matrix(0, 4));
+        let (scores_te, narrow, none) = (matrix(2, 4), matrix(1, 3), matrix(0, 4));
         let of = |shares_ge| losses(&scores_te, RULE, &Losses { shares_ge: Some(shares_ge), ..NO_LOSSES });
-        assert!(matches!(of(&matrix(1, 3)), Err(Error::Shape { what: "shares", .. })));
+        assert!(matches!(of(&narrow), Err(Error::Shape { what: "shares", .. })));
         assert!(matches!(of(&none), Err(Error::Shape { what: "shares", .. })));
         let lse_t = tensor(&[0.0; 3], &[3], DType::F32);
         let result = losses(&scores_te, RULE, &Losses { lse_t: Some(&lse_t), ..NO_LOSSES });

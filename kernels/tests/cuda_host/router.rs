@@ -132,7 +132,7 @@ impl Router {
     }
 
     fn num_groups(&self) -> usize {
-        if self.t % 3 == 0 && self.t > 0 { 3 } else { 1 }
+        if self.t > 0 && self.t.is_multiple_of(3) { 3 } else { 1 }
     }
 
     fn shares(&self) -> Vec<f64> {
