@@ -16,7 +16,7 @@ use crate::{cpu, cuda};
 
 /// Sums over micro-batches, kept on the device that routed them.
 ///
-/// Every value is a sum, so ranks combine theirs by adding them.
+/// Every value is a sum, so ranks combine theirs by adding them. Counts are exact below 2^31 for each expert and step.
 #[derive(Clone, Debug)]
 pub struct Tally {
     /// i32 `[2e + 2]`: assignments per expert, assignments computed per expert, and in two elements an f64, the sum of the
