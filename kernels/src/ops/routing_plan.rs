@@ -2,7 +2,7 @@
 //!
 //! Shapes: indices_tk (i32), weights_tk (f32), r = t·k rows, or e·capacity where that is less. Rows behind the last
 //! offset are padding: they belong to no token, are gathered as zeros and multiplied by no expert.
-//! On a GPU the indices are not looked at, they come from [`router`](super::router); up to 1024 experts there. No count
+//! On a GPU the indices are not looked at, they come from [`super::router`]; up to 1024 experts there. No count
 //! ever goes to the host.
 //! Napkin: O(t·k + e); the indices twice and three values a row.
 
