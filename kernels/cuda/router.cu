@@ -2,7 +2,8 @@
 // follows is routing_plan.cu.
 //
 // Shapes: logits, scores, dlogits f32 [t, e]; bias f32 [e]; indices i32 [t, k], best first; weights f32 [t, k]; lse,
-// entropy, terms f32 [t]; load i32 [groups, e]. e is at most 1024, k at most 32.
+// entropy, terms f32 [t]; shares f32 [groups, e], the share of a group's assignments that each expert has; losses f32 [2].
+// e is at most 1024, k at most 32.
 // s = softmax(x) or sigmoid(x); the top k by s + bias, ties to the lower index, NaN after every number; w = scale*s, or
 // scale*s / sum of the chosen s when renormalised. NaN in a row stays in that row.
 // Launch: geometry::router, a warp a token, its scores in registers.
@@ -143,14 +144,14 @@ router_forward_1024(const float *logits_te, const float *bias_e, float *scores_t
 
 // What the load-balancing loss and the z-loss add to a token's gradient.
 struct Losses {
-    // Assignments per expert of the token's group; null without a balance loss.
-    const i32 *load_e;
-    // Coefficient * experts / tokens / assignments of a group, times the scale of the loss.
+    // Of the token's group; null without a balance loss.
+    const float *shares_e;
+    // Coefficient * experts / tokens.
     float balance_scale;
     // Null without a z-loss.
     const float *logits_te;
     const float *lse_t;
-    // 2 * coefficient / tokens, times the scale of the loss.
+    // 2 * coefficient / tokens.
     float z_scale;
 };
 
@@ -165,11 +166,11 @@ __device__ void token_gradient(const float *dweights_r, const i32 *token_to_rows
     for (int j = 0; j < PER_LANE; j++) {
         const int expert = lane + j * WARP_LANES;
         scores[j] = expert < e ? scores_te[token * e + expert] : 0.0f;
-        dscores[j] = expert < e && losses.load_e ? float(losses.load_e[expert]) : 0.0f;
+        dscores[j] = expert < e && losses.shares_e ? losses.shares_e[expert] : 0.0f;
         total += scores[j];
         pull += scores[j] * dscores[j];
     }
-    if (losses.load_e) {
+    if (losses.shares_e) {
         // The derivative of p = s / (sum + epsilon): each p falls as another s grows. A softmax carries that in its own.
         const float normaliser = flags & SIGMOID ? 1.0f / (lanes_sum(total) + EPSILON) : 1.0f;
         pull = flags & SIGMOID ? lanes_sum(pull) * normaliser : 0.0f;
@@ -215,67 +216,72 @@ __device__ void token_gradient(const float *dweights_r, const i32 *token_to_rows
 }
 
 // dweights comes in the order of the experts' rows; an assignment without a row has gradient 0. Token n is of group
-// n * groups / t. load, and logits with lse, may be null.
+// n * groups / t. shares, and lse with logits, may be null.
 
 extern "C" __global__ void __launch_bounds__(ROUTER_THREADS, 4)
 router_backward_64(const float *dweights_r, const i32 *token_to_rows_tk, const float *scores_te, const i32 *indices_tk,
-                   const i32 *load_ge, const float *logits_te, const float *lse_t, float *dlogits_te, i64 t, int e,
+                   const float *shares_ge, const float *logits_te, const float *lse_t, float *dlogits_te, i64 t, int e,
                    int k, int groups, int flags, float scale, float balance_scale, float z_scale) {
     const i64 token = warp_token();
     if (token >= t) return;
-    const i32 *load_e = load_ge ? load_ge + token * groups / t * e : nullptr;
-    const Losses losses{load_e, balance_scale, logits_te, lse_t, z_scale};
+    const float *shares_e = shares_ge ? shares_ge + token * groups / t * e : nullptr;
+    const Losses losses{shares_e, balance_scale, logits_te, lse_t, z_scale};
     token_gradient<2>(dweights_r, token_to_rows_tk, scores_te, indices_tk, losses, dlogits_te, token, e, k, flags, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(ROUTER_THREADS, 4)
 router_backward_256(const float *dweights_r, const i32 *token_to_rows_tk, const float *scores_te, const i32 *indices_tk,
-                    const i32 *load_ge, const float *logits_te, const float *lse_t, float *dlogits_te, i64 t, int e,
+                    const float *shares_ge, const float *logits_te, const float *lse_t, float *dlogits_te, i64 t, int e,
                     int k, int groups, int flags, float scale, float balance_scale, float z_scale) {
     const i64 token = warp_token();
     if (token >= t) return;
-    const i32 *load_e = load_ge ? load_ge + token * groups / t * e : nullptr;
-    const Losses losses{load_e, balance_scale, logits_te, lse_t, z_scale};
+    const float *shares_e = shares_ge ? shares_ge + token * groups / t * e : nullptr;
+    const Losses losses{shares_e, balance_scale, logits_te, lse_t, z_scale};
     token_gradient<8>(dweights_r, token_to_rows_tk, scores_te, indices_tk, losses, dlogits_te, token, e, k, flags, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(ROUTER_THREADS, 1)
 router_backward_1024(const float *dweights_r, const i32 *token_to_rows_tk, const float *scores_te, const i32 *indices_tk,
-                     const i32 *load_ge, const float *logits_te, const float *lse_t, float *dlogits_te, i64 t, int e,
+                     const float *shares_ge, const float *logits_te, const float *lse_t, float *dlogits_te, i64 t, int e,
                      int k, int groups, int flags, float scale, float balance_scale, float z_scale) {
     const i64 token = warp_token();
     if (token >= t) return;
-    const i32 *load_e = load_ge ? load_ge + token * groups / t * e : nullptr;
-    const Losses losses{load_e, balance_scale, logits_te, lse_t, z_scale};
+    const float *shares_e = shares_ge ? shares_ge + token * groups / t * e : nullptr;
+    const Losses losses{shares_e, balance_scale, logits_te, lse_t, z_scale};
     token_gradient<32>(dweights_r, token_to_rows_tk, scores_te, indices_tk, losses, dlogits_te, token, e, k, flags, scale);
 }
 
-// terms_t = sum over experts of load * probability: their sum, scaled as in router_backward, is the load-balancing loss.
+// terms_t = sum over experts of share * probability.
 extern "C" __global__ void __launch_bounds__(ROUTER_THREADS)
-router_balance_terms(const float *scores_te, const i32 *load_ge, float *terms_t, i64 t, int e, int groups, int flags) {
+router_balance_terms(const float *scores_te, const float *shares_ge, float *terms_t, i64 t, int e, int groups, int flags) {
     const int lane = threadIdx.x % WARP_LANES;
     const i64 token = warp_token();
     if (token >= t) return;
-    const i32 *load_e = load_ge + token * groups / t * e;
+    const float *shares_e = shares_ge + token * groups / t * e;
     float term = 0.0f, total = 0.0f;
     for (int expert = lane; expert < e; expert += WARP_LANES) {
         const float score = scores_te[token * e + expert];
         total += score;
-        term += score * load_e[expert];
+        term += score * shares_e[expert];
     }
     term = lanes_sum(term);
     total = lanes_sum(total);
     if (lane == 0) terms_t[token] = flags & SIGMOID ? term / (total + EPSILON) : term;
 }
 
-// Moves each expert's bias by `rate` towards an even load: up below the mean, down above it. One block of a thread an expert.
+// losses = the load-balancing loss and the z-loss: balance_scale * sum of terms, z_scale * sum of lse^2. A loss whose values
+// are null is 0. One block.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
-router_update_bias(float *bias_e, const i32 *load_e, int e, float rate) {
+router_losses(const float *terms_t, const float *lse_t, float *losses, i64 t, float balance_scale, float z_scale) {
     __shared__ double scratch[MAX_WARPS];
-    const int expert = threadIdx.x;
-    const double load = expert < e ? load_e[expert] : 0;
-    const double mean = block_sum(load, scratch) / e;
-    if (expert >= e) return;
-    if (load < mean) bias_e[expert] += rate;
-    if (load > mean) bias_e[expert] -= rate;
+    double balance = 0.0, z = 0.0;
+    for (i64 token = threadIdx.x; token < t; token += MAX_THREADS) {
+        if (terms_t) balance += terms_t[token];
+        if (lse_t) z += double(lse_t[token]) * lse_t[token];
+    }
+    balance = block_sum(balance, scratch);
+    z = block_sum(z, scratch);
+    if (threadIdx.x > 0) return;
+    losses[0] = terms_t ? float(balance_scale * balance) : 0.0f;
+    losses[1] = lse_t ? float(z_scale * z) : 0.0f;
 }

@@ -1,8 +1,10 @@
 //! The experts of one layer over a routing plan: dispatch, two grouped products around a SwiGLU, combine.
 //!
-//! Shapes: x_td, y_td; weights_tk f32; gate_up_e2fd (gate rows first, then up) and down_edf, one weight per expert;
+//! Shapes: x_td, y_td; weights_r f32; gate_up_e2fd (gate rows first, then up) and down_edf, one weight per expert;
 //! their gradients are f32 of the same shapes and accumulate. x and the weights share one float dtype.
 //! y_t = Σ_k down_e·(silu(gate_e·x_t)·(up_e·x_t)·w_tk) with e the k-th expert of t; a dropped assignment adds nothing.
+//! The weights come with the plan in the order of its rows, and so does their gradient go back. Padding rows are zeros on
+//! every way.
 //! The routing weight sits before the down projection: the same sum, and no expert output is kept for its gradient.
 //!
 //! Saved for the backward: x and the gate|up rows. The gathered rows (k copies of x) and the activations are computed
@@ -14,8 +16,8 @@ use std::time::{Duration, Instant};
 use wattle_kernels::ops::{grouped_matmul, permute, swiglu};
 use wattle_kernels::{Error as KernelError, Tensor};
 
+use crate::RoutingPlan;
 use crate::error::Result;
-use crate::plan::RoutingPlan;
 
 /// y_td and what [`backward`] needs.
 ///
@@ -23,30 +25,26 @@ use crate::plan::RoutingPlan;
 /// Shapes or dtypes that do not fit each other or the plan; out of memory.
 pub fn forward(
     x_td: &Tensor,
-    weights_tk: &Tensor,
     gate_up_e2fd: &Tensor,
     down_edf: &Tensor,
     plan: &RoutingPlan,
     times: &mut ExpertTimes,
 ) -> Result<(Tensor, Saved)> {
     expect_shape("x", x_td, &[plan.num_tokens(), gate_up_e2fd.last_dim()])?;
-    expect_shape("weights", weights_tk, plan.token_to_rows_tk.shape())?;
-    let (x_rd, weights_r) = timed(&mut times.dispatch, || {
-        let weights_r = gather_scalars(weights_tk, &plan.row_to_assignment_r)?;
-        Ok((permute::gather(x_td, &plan.row_to_token_r)?, weights_r))
-    })?;
+    let x_rd = timed(&mut times.dispatch, || Ok(permute::gather(x_td, &plan.row_to_token_r)?))?;
     let (y_rd, gate_up_r2f) = timed(&mut times.experts, || {
         let gate_up_r2f = grouped_matmul::forward(&x_rd, gate_up_e2fd, &plan.offsets_e)?;
-        let h_rf = swiglu::forward(&gate_up_r2f, Some(&weights_r))?;
+        let h_rf = swiglu::forward(&gate_up_r2f, Some(&plan.weights_r))?;
         Ok((grouped_matmul::forward(&h_rf, down_edf, &plan.offsets_e)?, gate_up_r2f))
     })?;
     let y_td = timed(&mut times.dispatch, || Ok(permute::gather_sum(&y_rd, &plan.token_to_rows_tk)?))?;
-    Ok((y_td, Saved { x_td: x_td.clone(), weights_r, gate_up_r2f, plan: plan.clone() }))
+    Ok((y_td, Saved { x_td: x_td.clone(), gate_up_r2f, plan: plan.clone() }))
 }
 
-/// (dx_td, dweights_tk); the gradients of the expert weights are added onto `dgate_up_e2fd` and `ddown_edf`.
+/// (dx_td, dweights_r); the gradients of the expert weights are added onto `dgate_up_e2fd` and `ddown_edf`.
 ///
-/// Consumes `saved`, so that its memory is free for the next layer. The weight of a dropped assignment has gradient 0.
+/// Consumes `saved`, so that its memory is free for the next layer. dweights is in the order of the plan's rows: the
+/// weight of a dropped assignment has none.
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit; out of memory.
@@ -59,13 +57,13 @@ pub fn backward(
     ddown_edf: &mut Tensor,
     times: &mut ExpertTimes,
 ) -> Result<(Tensor, Tensor)> {
-    let Saved { x_td, weights_r, gate_up_r2f, plan } = saved;
+    let Saved { x_td, gate_up_r2f, plan } = saved;
     expect_shape("dy", dy_td, x_td.shape())?;
     let dy_rd = timed(&mut times.dispatch, || Ok(permute::gather(dy_td, &plan.row_to_token_r)?))?;
     let (dgate_up_r2f, dweights_r) = timed(&mut times.experts, || {
         let dh_rf = grouped_matmul::backward_input(&dy_rd, down_edf, &plan.offsets_e)?;
         let swiglu::Backward { h_rf, dgate_up_r2f, dweights_r } =
-            swiglu::backward(dh_rf, gate_up_r2f, Some(&weights_r))?;
+            swiglu::backward(dh_rf, gate_up_r2f, Some(&plan.weights_r))?;
         grouped_matmul::backward_weight(&dy_rd, &h_rf, &plan.offsets_e, ddown_edf)?;
         Ok((dgate_up_r2f, dweights_r))
     })?;
@@ -78,20 +76,14 @@ pub fn backward(
         drop(x_rd);
         Ok(grouped_matmul::backward_input(&dgate_up_r2f, gate_up_e2fd, &plan.offsets_e)?)
     })?;
-    timed(&mut times.dispatch, || {
-        let dx_td = permute::gather_sum(&dx_rd, &plan.token_to_rows_tk)?;
-        let flat = plan.token_to_rows_tk.reshape(&[plan.token_to_rows_tk.num_elements()])?;
-        let dweights_tk = gather_scalars(&dweights_r, &flat)?.reshape(plan.token_to_rows_tk.shape())?;
-        Ok((dx_td, dweights_tk))
-    })
+    let dx_td = timed(&mut times.dispatch, || Ok(permute::gather_sum(&dx_rd, &plan.token_to_rows_tk)?))?;
+    Ok((dx_td, dweights_r))
 }
 
 /// What the backward of the experts needs from the forward.
 #[derive(Debug)]
 pub struct Saved {
     x_td: Tensor,
-    /// f32 `[r]`: the routing weight of each row.
-    weights_r: Tensor,
     gate_up_r2f: Tensor,
     plan: RoutingPlan,
 }
@@ -103,12 +95,6 @@ pub struct ExpertTimes {
     pub dispatch: Duration,
     /// Grouped products and activations.
     pub experts: Duration,
-}
-
-/// The values of `tensor`, flattened, at `places`; 0 at -1.
-fn gather_scalars(tensor: &Tensor, places: &Tensor) -> Result<Tensor> {
-    let column = tensor.reshape(&[tensor.num_elements(), 1])?;
-    Ok(permute::gather(&column, places)?.reshape(&[places.num_elements()])?)
 }
 
 fn timed<R>(total: &mut Duration, body: impl FnOnce() -> Result<R>) -> Result<R> {
@@ -128,6 +114,7 @@ fn expect_shape(what: &'static str, tensor: &Tensor, shape: &[usize]) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use wattle_kernels::ops::routing_plan;
     use wattle_kernels::{DType, Device};
 
     use super::*;
@@ -171,26 +158,29 @@ mod tests {
         }
 
         fn plan(&self) -> RoutingPlan {
-            let indices_tk = Tensor::from_slice(&self.indices_tk, &[self.num_tokens(), self.k]).unwrap();
-            RoutingPlan::new(&indices_tk, self.experts, self.capacity).unwrap()
+            let shape = [self.num_tokens(), self.k];
+            let indices_tk = Tensor::from_slice(&self.indices_tk, &shape).unwrap();
+            let weights_tk = tensor(&self.weights_tk, &shape, DType::F32);
+            routing_plan::plan(&indices_tk, &weights_tk, self.experts, self.capacity).unwrap()
         }
 
         /// y, dx, dweights, dgate_up, ddown; the weight gradients start at 1.
         fn run(&self, dtype: DType) -> [Tensor; 5] {
             let (t, e) = (self.num_tokens(), self.experts);
             let x_td = tensor(&self.x_td, &[t, D], dtype);
-            let weights_tk = tensor(&self.weights_tk, &[t, self.k], DType::F32);
             let gate_up_e2fd = tensor(&self.gate_up_e2fd, &[e, 2 * F, D], dtype);
             let down_edf = tensor(&self.down_edf, &[e, D, F], dtype);
             let mut dgate_up = tensor(&vec![1.0; e * 2 * F * D], &[e, 2 * F, D], DType::F32);
             let mut ddown = tensor(&vec![1.0; e * D * F], &[e, D, F], DType::F32);
-            let mut times = ExpertTimes::default();
-            let (y_td, saved) =
-                forward(&x_td, &weights_tk, &gate_up_e2fd, &down_edf, &self.plan(), &mut times).unwrap();
+            let (plan, mut times) = (self.plan(), ExpertTimes::default());
+            let (y_td, saved) = forward(&x_td, &gate_up_e2fd, &down_edf, &plan, &mut times).unwrap();
             let dy_td = tensor(&self.dy_td, &[t, D], dtype);
-            let (dx_td, dweights_tk) =
+            let (dx_td, dweights_r) =
                 backward(&dy_td, saved, &gate_up_e2fd, &down_edf, &mut dgate_up, &mut ddown, &mut times)
                     .unwrap();
+            let column_r1 = dweights_r.reshape(&[plan.num_rows(), 1]).unwrap();
+            let rows = plan.token_to_rows_tk.reshape(&[t * self.k]).unwrap();
+            let dweights_tk = permute::gather(&column_r1, &rows).unwrap().reshape(&[t, self.k]).unwrap();
             [y_td, dx_td, dweights_tk, dgate_up, ddown]
         }
 
@@ -282,15 +272,13 @@ mod tests {
         let layer = Layer::new(2, 1, &[0, 1, 1], None);
         let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, Device::Cpu).unwrap();
         let (gate_up, down) = (zeros(&[2, 2 * F, D]), zeros(&[2, D, F]));
-        let run = |x: &Tensor, weights: &Tensor, down: &Tensor| {
+        let run = |x: &Tensor, down: &Tensor| {
             let mut times = ExpertTimes::default();
-            forward(x, weights, &gate_up, down, &layer.plan(), &mut times).map(drop).unwrap_err().to_string()
+            forward(x, &gate_up, down, &layer.plan(), &mut times).map(drop).unwrap_err().to_string()
         };
-        let error = run(&zeros(&[4, D]), &zeros(&[3, 1]), &down);
+        let error = run(&zeros(&[4, D]), &down);
         assert_eq!(error, "experts: x has shape [4, 6], expected [3, 6]");
-        let error = run(&zeros(&[3, D]), &zeros(&[3, 2]), &down);
-        assert_eq!(error, "experts: weights has shape [3, 2], expected [3, 1]");
-        let error = run(&zeros(&[3, D]), &zeros(&[3, 1]), &zeros(&[3, D, F]));
+        let error = run(&zeros(&[3, D]), &zeros(&[3, D, F]));
         assert!(error.starts_with("grouped_matmul: offsets has shape [3]"), "{error}");
     }
 }

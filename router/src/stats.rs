@@ -1,6 +1,6 @@
 //! How evenly and how decidedly a layer routed.
 
-use crate::load::LoadAccumulator;
+use crate::load::Load;
 
 /// Statistics of one layer over an optimizer step. A step without tokens has all of them 0 but `dead_experts`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,9 +22,9 @@ pub struct RoutingStats {
 
 impl RoutingStats {
     /// The statistics of what was counted.
-    pub fn new(load: &LoadAccumulator) -> Self {
-        let num_experts = load.load_e.len() as f64;
-        let loads = || load.load_e.iter().copied().map(f64::from);
+    pub fn new(load: &Load) -> Self {
+        let num_experts = load.tokens_per_expert.len() as f64;
+        let loads = || load.tokens_per_expert.iter().map(|&tokens| tokens as f64);
         let total: f64 = loads().sum();
         let mean = total / num_experts;
         let variance = loads().map(|load| (load - mean).powi(2)).sum::<f64>() / num_experts;
@@ -40,7 +40,7 @@ impl RoutingStats {
                 if num_experts > 1.0 { entropy / num_experts.ln() } else { 1.0 },
             ),
             routing_entropy_nats: or_zero(load.num_tokens > 0, load.entropy_nats / load.num_tokens as f64),
-            dropped_tokens: load.num_dropped,
+            dropped_tokens: load.num_dropped(),
             dead_experts,
         }
     }
@@ -50,20 +50,21 @@ impl RoutingStats {
 mod tests {
     use super::*;
 
-    fn stats(load_e: &[f32]) -> RoutingStats {
-        RoutingStats::new(&LoadAccumulator { load_e: load_e.to_vec(), ..LoadAccumulator::default() })
+    fn stats(load_e: &[u64]) -> RoutingStats {
+        let (tokens_per_expert, computed_per_expert) = (load_e.to_vec(), load_e.to_vec());
+        RoutingStats::new(&Load { tokens_per_expert, computed_per_expert, ..Load::default() })
     }
 
     #[test]
     fn an_even_load_has_no_spread() {
-        let even = stats(&[5.0; 4]);
+        let even = stats(&[5; 4]);
         assert_eq!((even.load_cv, even.max_load_ratio, even.dead_experts), (0.0, 1.0, 0));
         assert!((even.load_entropy - 1.0).abs() < 1e-12);
     }
 
     #[test]
     fn one_expert_for_all_is_the_widest_spread() {
-        let one = stats(&[0.0, 8.0, 0.0, 0.0]);
+        let one = stats(&[0, 8, 0, 0]);
         // Mean 2, deviations -2, 6, -2, -2: variance 12.
         assert_eq!((one.load_cv, one.max_load_ratio), (12f64.sqrt() / 2.0, 4.0));
         assert_eq!((one.load_entropy, one.dead_experts), (0.0, 3));
@@ -71,9 +72,9 @@ mod tests {
 
     #[test]
     fn a_single_expert_and_a_step_without_tokens_have_finite_statistics() {
-        let single = stats(&[3.0]);
+        let single = stats(&[3]);
         assert_eq!((single.load_cv, single.max_load_ratio, single.load_entropy), (0.0, 1.0, 1.0));
-        let none = stats(&[0.0; 3]);
+        let none = stats(&[0; 3]);
         assert_eq!((none.load_cv, none.max_load_ratio, none.load_entropy), (0.0, 0.0, 0.0));
         assert_eq!((none.routing_entropy_nats, none.dead_experts), (0.0, 3));
     }

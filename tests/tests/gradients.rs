@@ -57,7 +57,7 @@ fn check(model: ModelConfig, moe: Option<MoeConfig>) {
     let targets_bt = Tensor::from_slice(&targets, &[BATCH, SEQUENCE]).unwrap();
     let hidden = decoder.forward(&mut tape, &ids_bt, &mut routing, pass).unwrap();
     decoder.loss(&mut tape, &hidden, &targets_bt, 1.0 / (BATCH * SEQUENCE) as f32).unwrap();
-    let loss = tape.losses().total();
+    let loss = tape.losses().unwrap().total();
     tape.backward().unwrap();
 
     let reference = ReferenceDecoder { model, moe, batch: BATCH, sequence: SEQUENCE };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use wattle_kernels::ops::attention::{self, Mask};
 use wattle_kernels::ops::rope::{self, RopeTable};
 use wattle_kernels::ops::{bias, cross_entropy, elementwise, embedding, matmul, rms_norm, swiglu};
-use wattle_kernels::{DType, Device, Tensor};
+use wattle_kernels::{DType, Tensor};
 use wattle_router::experts::{self, ExpertTimes};
 use wattle_router::{LoadAccumulator, Result, RouterConfig, Routing};
 
@@ -180,8 +180,8 @@ impl Tape<'_> {
         Ok(y)
     }
 
-    /// Router logits -> routing weights `[t, k]` and the plan. Balance and z-loss enter the losses times `scale`;
-    /// `load` holds what earlier micro-batches of the step chose, and counts this one.
+    /// Router logits -> routing weights in the order of the plan's rows, and the plan. Balance and z-loss enter the
+    /// losses times `scale`; `load` holds what earlier micro-batches of the step chose, and counts this one.
     pub fn route(
         &mut self,
         logits: &Var,
@@ -191,17 +191,21 @@ impl Tape<'_> {
         load: &mut LoadAccumulator,
         scale: f32,
     ) -> Result<(Var, Arc<Routing>)> {
-        let routing = wattle_router::route(&logits.value, bias, config, num_sequences, Some(&load.load_e))?;
+        let earlier = load.load_e()?;
+        let routing = wattle_router::route(&logits.value, bias, config, num_sequences, Some(&earlier))?;
+        drop(earlier);
         load.add(&routing)?;
         let routing = Arc::new(routing);
-        self.losses.balance += f64::from(routing.balance_loss) * f64::from(scale);
-        self.losses.z += f64::from(routing.z_loss) * f64::from(scale);
-        let weights = self.var(routing.weights_tk.clone());
+        self.pending.push((routing.losses.clone(), scale));
+        let weights = self.var(routing.plan.weights_r.clone());
         let (saved, logits, out) = (Arc::clone(&routing), logits.clone(), weights.id);
         self.record(move |walk| {
             let dweights = match walk.take(out) {
                 Some(dweights) => dweights,
-                None => Tensor::zeros(saved.weights_tk.shape(), DType::F32, Device::Cpu)?,
+                None => {
+                    let weights_r = &saved.plan.weights_r;
+                    Tensor::zeros(weights_r.shape(), DType::F32, weights_r.device())?
+                }
             };
             let dlogits = wattle_router::route_backward(&saved, &logits.value, &dweights, scale)?;
             walk.add(logits.id, dlogits)
@@ -209,7 +213,7 @@ impl Tape<'_> {
         Ok((weights, routing))
     }
 
-    /// The routed experts' weighted sum: x `[t, d]`, weights `[t, k]` -> `[t, d]`.
+    /// The routed experts' weighted sum: x `[t, d]` -> `[t, d]`, with the weights that [`Tape::route`] gave.
     pub fn experts(
         &mut self,
         x: &Var,
@@ -220,7 +224,6 @@ impl Tape<'_> {
         let mut times = ExpertTimes::default();
         let (y, saved) = experts::forward(
             &x.value,
-            &weights.value,
             self.parameters.compute(parameters.gate_up),
             self.parameters.compute(parameters.down),
             &routing.plan,

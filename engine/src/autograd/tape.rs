@@ -2,7 +2,7 @@
 
 use wattle_kernels::Tensor;
 use wattle_kernels::ops::elementwise;
-use wattle_router::Result;
+use wattle_router::{PendingLosses, Result};
 
 use crate::autograd::{Phase, PhaseClock};
 use crate::model::ParameterStore;
@@ -39,6 +39,8 @@ impl Losses {
 pub struct Tape<'p> {
     pub(super) parameters: &'p mut ParameterStore,
     pub(super) losses: Losses,
+    /// What the routers pay times its scale, not yet among the losses.
+    pub(super) pending: Vec<(PendingLosses, f32)>,
     records: Option<Vec<Record>>,
     num_vars: usize,
     clock: PhaseClock,
@@ -71,7 +73,15 @@ impl<'p> Tape<'p> {
     }
 
     fn new(parameters: &'p mut ParameterStore, records: Option<Vec<Record>>, clock: PhaseClock) -> Self {
-        Tape { parameters, losses: Losses::default(), records, num_vars: 0, clock, phase: Phase::Head }
+        Tape {
+            parameters,
+            losses: Losses::default(),
+            pending: Vec::new(),
+            records,
+            num_vars: 0,
+            clock,
+            phase: Phase::Head,
+        }
     }
 
     /// From here on, time and recorded operations belong to `phase`.
@@ -80,9 +90,17 @@ impl<'p> Tape<'p> {
         self.clock.enter(phase);
     }
 
-    /// The losses so far.
-    pub fn losses(&self) -> Losses {
-        self.losses
+    /// The losses so far. Waits for a device that still computes them.
+    ///
+    /// # Errors
+    /// A copy from a device that fails.
+    pub fn losses(&mut self) -> Result<Losses> {
+        for (pending, scale) in self.pending.drain(..) {
+            let losses = pending.read()?;
+            self.losses.balance += f64::from(losses.balance) * f64::from(scale);
+            self.losses.z += f64::from(losses.z) * f64::from(scale);
+        }
+        Ok(self.losses)
     }
 
     /// Ends the pass without its gradients.

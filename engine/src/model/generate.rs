@@ -83,7 +83,7 @@ fn next_logits(
     let mut tape = Tape::forward_only(store);
     let hidden = decoder.forward(&mut tape, &ids, routing, Pass { cache: Some(cache), ..Pass::default() })?;
     drop(tape);
-    routing.iter_mut().for_each(RoutingState::discard_load);
+    routing.iter_mut().try_for_each(|layer| layer.take_load().map(drop))?;
     let d = hidden.value.last_dim();
     let all = hidden.value.to_f32_vec()?;
     let last = Tensor::from_slice(&all[all.len() - d..], &[1, d])?;

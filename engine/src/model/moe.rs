@@ -1,7 +1,7 @@
 //! The sparse feed-forward block: a router chooses experts for each token, shared experts see all tokens.
 
 use wattle_kernels::{DType, Device, Tensor};
-use wattle_router::{LoadAccumulator, Result, RouterConfig, RoutingStats, Scoring, update_bias};
+use wattle_router::{LoadAccumulator, Result, RouterConfig, Scoring};
 
 use crate::autograd::{Phase, RoutedExperts, Tape, Var};
 use crate::model::config::MoeConfig;
@@ -80,7 +80,8 @@ impl MoeLayer {
         let has_bias = self.config.bias_update_rate > 0.0 || self.config.scoring == Scoring::Sigmoid;
         let bias =
             if has_bias { Some(Tensor::zeros(&[num_experts], DType::F32, Device::Cpu)?) } else { None };
-        Ok(RoutingState { bias, load: LoadAccumulator::new(num_experts), rate: self.config.bias_update_rate })
+        let load = LoadAccumulator::new(num_experts, Device::Cpu)?;
+        Ok(RoutingState { bias, load, rate: self.config.bias_update_rate })
     }
 }
 
@@ -89,42 +90,28 @@ impl MoeLayer {
 pub struct RoutingState {
     /// Added to the scores for the choice alone; moved once per optimizer step.
     pub bias: Option<Tensor>,
-    /// Tokens per expert since the last [`RoutingState::end_step`].
+    /// What was routed since the last [`RoutingState::take_load`].
     load: LoadAccumulator,
     rate: f32,
 }
 
 impl RoutingState {
-    /// Closes an optimizer step: moves the bias against the load and returns the step's statistics.
+    /// Closes an optimizer step: moves the bias against its load, which is given out.
     ///
     /// # Errors
-    /// Out of memory, when the bias is shared.
-    pub fn end_step(&mut self) -> Result<RoutingStats> {
-        let stats = self.stats();
+    /// Out of memory.
+    pub fn end_step(&mut self) -> Result<LoadAccumulator> {
         if let Some(bias) = &mut self.bias {
-            update_bias(bias.data_mut::<f32>()?, &self.load.load_e, self.rate)?;
+            self.load.move_bias(bias, self.rate)?;
         }
-        self.load.reset();
-        Ok(stats)
+        self.take_load()
     }
 
-    /// Statistics of the step so far.
-    pub fn stats(&self) -> RoutingStats {
-        RoutingStats::new(&self.load)
-    }
-
-    /// Assignments per expert of the step so far.
-    pub fn tokens_per_expert(&self) -> Vec<u64> {
-        self.load.load_e.iter().map(|&tokens| tokens as u64).collect()
-    }
-
-    /// Assignments that each expert computed in the step so far: without those dropped for lack of capacity.
-    pub fn computed_per_expert(&self) -> &[u64] {
-        &self.load.computed_e
-    }
-
-    /// Forgets the loads of passes that must not count: evaluation.
-    pub fn discard_load(&mut self) {
-        self.load.reset();
+    /// Gives out what was routed so far and starts anew, with the bias as it is: for passes that must not count.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn take_load(&mut self) -> Result<LoadAccumulator> {
+        self.load.take()
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use wattle_kernels::DType;
-use wattle_router::{Result, RoutingStats};
+use wattle_router::{LoadAccumulator, Result, RoutingStats};
 
 use crate::autograd::{Losses, Phase, PhaseClock, Tape};
 use crate::data::Batch;
@@ -45,6 +45,31 @@ pub struct StepReport {
     pub computed_per_expert: Vec<Vec<u64>>,
     /// Time per phase.
     pub phases: [(Phase, Duration); Phase::ALL.len()],
+}
+
+impl StepReport {
+    fn new(
+        (applied, gradient_norm): (bool, f64),
+        losses: Losses,
+        num_tokens: u64,
+        loads: &[LoadAccumulator],
+        clock: PhaseClock,
+    ) -> Result<Self> {
+        let loads = loads.iter().map(LoadAccumulator::read).collect::<Result<Vec<_>>>()?;
+        let routing = loads.iter().map(RoutingStats::new).collect();
+        let per_expert = loads.into_iter().map(|load| (load.tokens_per_expert, load.computed_per_expert));
+        let (tokens_per_expert, computed_per_expert) = per_expert.unzip();
+        Ok(StepReport {
+            losses,
+            gradient_norm,
+            applied,
+            num_tokens,
+            routing,
+            tokens_per_expert,
+            computed_per_expert,
+            phases: clock.split(),
+        })
+    }
 }
 
 impl Learner {
@@ -91,62 +116,37 @@ impl Learner {
             let hidden = self.decoder.forward(&mut tape, &ids, &mut self.routing, pass)?;
             self.decoder.loss(&mut tape, &hidden, &targets, (step_tokens as f32).recip())?;
             drop(hidden);
-            let part = tape.losses();
+            let part = tape.losses()?;
             losses.cross_entropy += part.cross_entropy;
             losses.balance += part.balance;
             losses.z += part.z;
             if !part.total().is_finite() {
                 let clock = tape.into_clock();
-                return Ok(self.skipped(losses, f64::NAN, step_tokens, clock));
+                return self.skipped(losses, f64::NAN, step_tokens, clock);
             }
             clock = tape.backward()?;
         }
         clock.enter(Phase::Optimizer);
         let update = optim::step(&mut self.store, &self.optimizer, learning_rate, self.num_updates + 1)?;
         if !update.applied {
-            return Ok(self.skipped(losses, update.gradient_norm, step_tokens, clock));
+            return self.skipped(losses, update.gradient_norm, step_tokens, clock);
         }
         self.num_updates += 1;
-        let tokens_per_expert = self.routing.iter().map(RoutingState::tokens_per_expert).collect();
-        let computed_per_expert = self.computed_per_expert();
-        let routing = self.routing.iter_mut().map(RoutingState::end_step).collect::<Result<_>>()?;
-        Ok(StepReport {
-            losses,
-            gradient_norm: update.gradient_norm,
-            applied: true,
-            num_tokens: step_tokens,
-            routing,
-            tokens_per_expert,
-            computed_per_expert,
-            phases: clock.split(),
-        })
+        let loads = self.routing.iter_mut().map(RoutingState::end_step).collect::<Result<Vec<_>>>()?;
+        let applied = (true, update.gradient_norm);
+        StepReport::new(applied, losses, step_tokens, &loads, clock)
     }
 
-    fn computed_per_expert(&self) -> Vec<Vec<u64>> {
-        self.routing.iter().map(|layer| layer.computed_per_expert().to_vec()).collect()
-    }
-
+    /// A step that leaves the weights and the routers' biases alone.
     fn skipped(
         &mut self,
         losses: Losses,
         gradient_norm: f64,
         num_tokens: u64,
         clock: PhaseClock,
-    ) -> StepReport {
-        let routing = self.routing.iter().map(RoutingState::stats).collect();
-        let tokens_per_expert = self.routing.iter().map(RoutingState::tokens_per_expert).collect();
-        let computed_per_expert = self.computed_per_expert();
-        self.routing.iter_mut().for_each(RoutingState::discard_load);
-        StepReport {
-            losses,
-            gradient_norm,
-            applied: false,
-            num_tokens,
-            routing,
-            tokens_per_expert,
-            computed_per_expert,
-            phases: clock.split(),
-        }
+    ) -> Result<StepReport> {
+        let loads = self.routing.iter_mut().map(RoutingState::take_load).collect::<Result<Vec<_>>>()?;
+        StepReport::new((false, gradient_norm), losses, num_tokens, &loads, clock)
     }
 
     /// Mean cross-entropy in nats per token over `batches`.
@@ -183,9 +183,9 @@ pub fn evaluate(
         let mut tape = Tape::forward_only(store);
         let hidden = decoder.forward(&mut tape, &ids, routing, Pass::default())?;
         decoder.loss(&mut tape, &hidden, &targets, 1.0)?;
-        sum += tape.losses().cross_entropy;
+        sum += tape.losses()?.cross_entropy;
         num_tokens += batch.targets.iter().filter(|&&target| target >= 0).count() as u64;
-        routing.iter_mut().for_each(RoutingState::discard_load);
+        routing.iter_mut().try_for_each(|layer| layer.take_load().map(drop))?;
     }
     Ok(Evaluation { loss: sum / (num_tokens.max(1)) as f64, num_tokens })
 }

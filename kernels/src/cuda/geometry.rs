@@ -147,8 +147,8 @@ pub fn router_kernel(num_experts: usize, k: usize) -> Option<u32> {
     [64, 256, 1024].into_iter().find(|&most| num_experts <= most as usize && k <= MAX_CHOICES)
 }
 
-/// `router_update_bias`.
-pub fn router_update_bias() -> Launch {
+/// `router_losses`.
+pub fn router_losses() -> Launch {
     Launch::row(1, 1024)
 }
 
@@ -181,6 +181,12 @@ fn counting_sort(n: usize, bins: usize) -> CountingSort {
 /// `routing_count`, `routing_offsets` and `routing_place` over `assignments` assignments.
 pub fn routing_plan(assignments: usize, num_experts: usize) -> Option<CountingSort> {
     (num_experts <= MAX_BINS).then(|| counting_sort(assignments, num_experts))
+}
+
+/// `routing_tally` and `routing_update_bias` of one group, `routing_shares` of several: a block of a thread an expert. None
+/// for more experts than a block has threads.
+pub fn routing_load(groups: usize, num_experts: usize) -> Option<Launch> {
+    (num_experts <= MAX_BINS).then(|| Launch::row(blocks(groups, 1), MAX_BINS as u32))
 }
 
 /// `routing_group_load`, one block a group.

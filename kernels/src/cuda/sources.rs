@@ -22,7 +22,7 @@ pub static HEADERS: [Source; 8] = [
 ];
 
 /// What NVRTC compiles, each file a module.
-pub static SOURCES: [Source; 19] = [
+pub static SOURCES: [Source; 20] = [
     Source { name: "adamw.cu", text: include_str!("../../cuda/adamw.cu") },
     Source { name: "attention_128.cu", text: include_str!("../../cuda/attention_128.cu") },
     Source { name: "attention_32.cu", text: include_str!("../../cuda/attention_32.cu") },
@@ -40,6 +40,7 @@ pub static SOURCES: [Source; 19] = [
     Source { name: "rms_norm.cu", text: include_str!("../../cuda/rms_norm.cu") },
     Source { name: "rope.cu", text: include_str!("../../cuda/rope.cu") },
     Source { name: "router.cu", text: include_str!("../../cuda/router.cu") },
+    Source { name: "routing_load.cu", text: include_str!("../../cuda/routing_load.cu") },
     Source { name: "routing_plan.cu", text: include_str!("../../cuda/routing_plan.cu") },
     Source { name: "swiglu.cu", text: include_str!("../../cuda/swiglu.cu") },
 ];

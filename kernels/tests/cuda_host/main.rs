@@ -20,5 +20,6 @@ mod reduce;
 mod rms_norm;
 mod rope;
 mod router;
+mod routing_load;
 mod routing_plan;
 mod swiglu;

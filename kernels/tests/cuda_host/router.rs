@@ -2,16 +2,16 @@
 
 use std::sync::LazyLock;
 
-use wattle_kernels::cuda::geometry;
+use wattle_kernels::cuda::calls::router as calls;
+use wattle_kernels::cuda::{Call, geometry};
+use wattle_kernels::ops::router::Rule;
 use wattle_kernels::reference;
 
 use crate::harness::{
-    Argument, Buffer, Kernels, Order, assert_close, bits, floats, in_both_orders, indices, unwritten, values,
+    Argument, Buffer, Kernels, Order, assert_close, bits, floats, in_both_orders, unwritten, values,
 };
 
 static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("router.cu"));
-const SIGMOID: i32 = 1;
-const RENORMALISE: i32 = 2;
 const SCALE: f32 = 2.5;
 const EPSILON: f64 = 1e-7;
 
@@ -20,8 +20,11 @@ const EPSILON: f64 = 1e-7;
 struct Router {
     t: usize,
     e: usize,
-    k: usize,
-    flags: i32,
+    rule: Rule,
+}
+
+fn rule(top_k: usize, sigmoid: bool, renormalise: bool) -> Rule {
+    Rule { sigmoid, renormalise, scale: SCALE, top_k }
 }
 
 /// What the forward kernel writes.
@@ -34,79 +37,63 @@ struct Routed {
 }
 
 impl Router {
-    fn kernel(&self, pass: &str) -> String {
-        format!("router_{pass}_{}", geometry::router_kernel(self.e, self.k).unwrap())
-    }
-
     fn forward(&self, logits: &[f64], bias: Option<&[f64]>, order: Order) -> Routed {
-        let Router { t, e, k, flags } = *self;
+        let Router { t, e, rule } = *self;
         let (mut logits, mut bias) = (floats::<f32>(logits), bias.map(floats::<f32>));
         let mut out = Routed {
             scores: unwritten(t * e),
-            indices: Buffer::new(&vec![-7; t * k]),
-            weights: unwritten(t * k),
+            indices: Buffer::new(&vec![-7; t * rule.top_k]),
+            weights: unwritten(t * rule.top_k),
             lse: unwritten(t),
             entropy: unwritten(t),
         };
-        let arguments = [
-            logits.pointer(),
-            bias.as_mut().map_or(Argument::NULL, Buffer::pointer),
-            out.scores.pointer(),
-            out.indices.pointer(),
-            out.weights.pointer(),
-            out.lse.pointer(),
-            out.entropy.pointer(),
-            Argument::long(t),
-            Argument::int(e).unwrap(),
-            Argument::int(k).unwrap(),
-            Argument::I32(flags),
-            Argument::F32(SCALE),
-        ];
-        KERNELS.launch(&self.kernel("forward"), order, geometry::router(t), &arguments);
+        let buffers = calls::Forward {
+            logits: logits.pointer(),
+            bias: bias.as_mut().map_or(Argument::NULL, Buffer::pointer),
+            scores: out.scores.pointer(),
+            indices: out.indices.pointer(),
+            weights: out.weights.pointer(),
+            lse: out.lse.pointer(),
+            entropy: out.entropy.pointer(),
+        };
+        KERNELS.run(order, &calls::forward(&buffers, [t, e], rule).unwrap());
         out
     }
 
-    /// dlogits; `losses` are the load by group, and the scales of the balance loss and of the z-loss.
+    /// dlogits; `losses` are the shares by group, and the coefficients of the balance loss and of the z-loss.
     fn backward(
         &self,
         logits: &[f64],
         chosen: &[i32],
         (dweights, rows): (&[f64], &[i32]),
-        losses: Option<(&[i32], f32, f32)>,
+        losses: Option<(&[f64], [f32; 2])>,
         order: Order,
     ) -> Buffer<f32> {
-        let Router { t, e, k, flags } = *self;
-        let (load, balance_scale, z_scale) = losses.unwrap_or_default();
+        let Router { t, e, rule } = *self;
+        let (shares, coefficients) = losses.unwrap_or_default();
         let (mut dweights, mut token_to_rows) = (floats::<f32>(dweights), Buffer::new(rows));
         let (mut scores, mut indices) = (floats::<f32>(&self.scores(logits)), Buffer::new(chosen));
-        let (mut loads, mut x) = (Buffer::new(load), floats::<f32>(logits));
+        let (mut shares_ge, mut x) = (floats::<f32>(shares), floats::<f32>(logits));
         let mut lse = floats::<f32>(&reference::routing::logsumexp(logits, e));
         let mut dlogits = unwritten::<f32>(t * e);
         let optional = |argument| if losses.is_some() { argument } else { Argument::NULL };
-        let arguments = [
-            dweights.pointer(),
-            token_to_rows.pointer(),
-            scores.pointer(),
-            indices.pointer(),
-            optional(loads.pointer()),
-            optional(x.pointer()),
-            optional(lse.pointer()),
-            dlogits.pointer(),
-            Argument::long(t),
-            Argument::int(e).unwrap(),
-            Argument::int(k).unwrap(),
-            Argument::int(load.len() / e).unwrap(),
-            Argument::I32(flags),
-            Argument::F32(SCALE),
-            Argument::F32(balance_scale),
-            Argument::F32(z_scale),
-        ];
-        KERNELS.launch(&self.kernel("backward"), order, geometry::router(t), &arguments);
+        let buffers = calls::Backward {
+            dweights: dweights.pointer(),
+            token_to_rows: token_to_rows.pointer(),
+            scores: scores.pointer(),
+            indices: indices.pointer(),
+            shares: optional(shares_ge.pointer()),
+            logits: x.pointer(),
+            lse: optional(lse.pointer()),
+            dlogits: dlogits.pointer(),
+        };
+        let call = calls::backward(&buffers, [t, e], (shares.len() / e).max(1), rule, coefficients).unwrap();
+        KERNELS.run(order, &call);
         dlogits
     }
 
     fn scores(&self, logits: &[f64]) -> Vec<f64> {
-        if self.flags & SIGMOID != 0 {
+        if self.rule.sigmoid {
             reference::routing::sigmoid(logits)
         } else {
             reference::routing::softmax(logits, self.e)
@@ -115,26 +102,41 @@ impl Router {
 
     /// The weights of the chosen experts, from the equation.
     fn weights(&self, scores: &[f64], indices: &[i32]) -> Vec<f64> {
-        let chosen = reference::routing::select(scores, indices, self.e, self.k);
+        let Rule { sigmoid, renormalise, top_k, .. } = self.rule;
+        let chosen = reference::routing::select(scores, indices, self.e, top_k);
         let weigh = |chosen: &[f64]| -> Vec<f64> {
-            let epsilon = if self.flags & SIGMOID != 0 { EPSILON } else { 0.0 };
+            let epsilon = if sigmoid { EPSILON } else { 0.0 };
             let sum = chosen.iter().sum::<f64>() + epsilon;
-            let divisor = if self.flags & RENORMALISE != 0 { sum } else { 1.0 };
+            let divisor = if renormalise { sum } else { 1.0 };
             chosen.iter().map(|s| s / divisor * f64::from(SCALE)).collect()
         };
-        chosen.chunks(self.k).flat_map(weigh).collect()
+        chosen.chunks(top_k).flat_map(weigh).collect()
     }
 
-    /// Σ over tokens of Σ_e load·probability.
-    fn balance(&self, scores: &[f64], load: &[i32]) -> Vec<f64> {
-        let groups = load.len() / self.e;
+    /// The balance loss without its coefficient.
+    fn balance(&self, scores: &[f64], shares: &[f64]) -> f64 {
+        let groups = shares.len() / self.e;
         let rows = scores.chunks(self.e).enumerate();
-        rows.map(|(token, scores)| {
-            let load = &load[token * groups / self.t * self.e..][..self.e];
-            let sum = if self.flags & SIGMOID != 0 { scores.iter().sum::<f64>() + EPSILON } else { 1.0 };
-            scores.iter().zip(load).map(|(s, &load)| s / sum * f64::from(load)).sum()
-        })
-        .collect()
+        let term = |(token, scores): (usize, &[f64])| -> f64 {
+            let shares = &shares[token * groups / self.t * self.e..][..self.e];
+            let sum = if self.rule.sigmoid { scores.iter().sum::<f64>() + EPSILON } else { 1.0 };
+            scores.iter().zip(shares).map(|(s, share)| s / sum * share).sum()
+        };
+        rows.map(term).sum::<f64>() * self.e as f64 / self.t.max(1) as f64
+    }
+
+    /// The z-loss without its coefficient.
+    fn z(&self, logits: &[f64]) -> f64 {
+        let lse = reference::routing::logsumexp(logits, self.e);
+        lse.iter().map(|l| l * l).sum::<f64>() / self.t.max(1) as f64
+    }
+
+    fn num_groups(&self) -> usize {
+        if self.t > 0 && self.t.is_multiple_of(3) { 3 } else { 1 }
+    }
+
+    fn shares(&self) -> Vec<f64> {
+        values(self.num_groups() * self.e, 4).iter().map(|share| share.abs()).collect()
     }
 }
 
@@ -151,14 +153,17 @@ fn routers() -> Vec<Router> {
         [2, 300, 6],
         [2, 1024, 4],
     ];
-    let flags = [0, SIGMOID, RENORMALISE, SIGMOID | RENORMALISE];
-    shapes.iter().flat_map(|&[t, e, k]| flags.map(|flags| Router { t, e, k, flags })).collect()
+    let kinds = [(false, false), (true, false), (false, true), (true, true)];
+    let of = |&[t, e, k]: &[usize; 3]| {
+        kinds.map(|(sigmoid, renormalise)| Router { t, e, rule: rule(k, sigmoid, renormalise) })
+    };
+    shapes.iter().flat_map(of).collect()
 }
 
 #[test]
 fn forward_follows_the_reference() {
     for router in routers() {
-        let Router { t, e, k, .. } = router;
+        let Router { t, e, rule: Rule { top_k: k, .. } } = router;
         let (logits, bias) = (values(t * e, 1), values(e, 2));
         let want = router.scores(&logits);
         for bias in [None, Some(&*bias)] {
@@ -182,7 +187,7 @@ fn forward_follows_the_reference() {
 
 #[test]
 fn ties_go_to_the_lower_index_and_nan_comes_after_every_number() {
-    let router = Router { t: 2, e: 70, k: 4, flags: SIGMOID };
+    let router = Router { t: 2, e: 70, rule: rule(4, true, false) };
     let mut logits = vec![-1.0; 140];
     for expert in [69, 3, 40, 35] {
         logits[expert] = 2.0;
@@ -196,14 +201,14 @@ fn ties_go_to_the_lower_index_and_nan_comes_after_every_number() {
     let nan_rows: Vec<bool> = got.entropy.read().iter().map(|x| x.is_nan()).collect();
     assert_eq!(nan_rows, [false, true]);
     // By their bias, NaN of either sign.
-    let router = Router { t: 1, e: 4, k: 4, flags: 0 };
+    let router = Router { t: 1, e: 4, rule: rule(4, false, false) };
     let got = router.forward(&[1.0, 2.0, 3.0, 4.0], Some(&[-1e4, f64::NAN, 0.0, -f64::NAN]), Order::Forward);
     assert_eq!(got.indices.read(), [2, 0, 1, 3]);
 }
 
 #[test]
 fn large_logits_do_not_overflow() {
-    let router = Router { t: 1, e: 3, k: 1, flags: 0 };
+    let router = Router { t: 1, e: 3, rule: rule(1, false, false) };
     let got = router.forward(&[1e4, 1e4, -1e4], None, Order::Forward);
     assert_eq!(got.scores.read(), [0.5, 0.5, 0.0]);
     assert_close(&got.lse, &[1e4 + 2f64.ln()], 1e-6);
@@ -217,14 +222,13 @@ fn rows(n: usize) -> Vec<i32> {
 
 #[test]
 fn backward_is_the_central_difference_of_weights_and_losses() {
-    const BALANCE: f32 = 0.02;
-    const Z: f32 = 0.05;
+    const BALANCE: f32 = 0.75;
+    const Z: f32 = 0.125;
     // One expert alone has a gradient of zero, which has no scale to be compared with.
     for router in routers().into_iter().filter(|router| router.e > 1) {
-        let Router { t, e, k, .. } = router;
+        let Router { t, e, rule: Rule { top_k: k, .. } } = router;
         let (logits, dweights) = (values(t * e, 1), values(t * k, 3));
-        let groups = if t % 3 == 0 && t > 0 { 3 } else { 1 };
-        let (load, rows) = (indices(groups * e, 50, 4), rows(t * k));
+        let (shares, rows) = (router.shares(), rows(t * k));
         let routed = router.forward(&logits, None, Order::Forward);
         let chosen = routed.indices.read();
         for with_losses in [false, true] {
@@ -235,15 +239,14 @@ fn backward_is_the_central_difference_of_weights_and_losses() {
                 let gradient = |row: i32| if row >= 0 { dweights[row as usize] } else { 0.0 };
                 let mut loss: f64 = weights.iter().zip(&rows).map(|(w, &row)| w * gradient(row)).sum();
                 if with_losses {
-                    loss += f64::from(BALANCE) * router.balance(&scores, &load).iter().sum::<f64>();
-                    let lse = reference::routing::logsumexp(logits, e);
-                    loss += f64::from(Z) / 2.0 * lse.iter().map(|l| l * l).sum::<f64>();
+                    loss += f64::from(BALANCE) * router.balance(&scores, &shares);
+                    loss += f64::from(Z) * router.z(logits);
                 }
                 loss
             };
             let want = gradient(loss, &logits);
             in_both_orders(|order| {
-                let losses = with_losses.then_some((&*load, BALANCE, Z));
+                let losses = with_losses.then_some((&*shares, [BALANCE, Z]));
                 let dlogits = router.backward(&logits, &chosen, (&dweights, &rows), losses, order);
                 assert_close(&dlogits, &want, 2e-5);
                 bits(&dlogits)
@@ -255,7 +258,7 @@ fn backward_is_the_central_difference_of_weights_and_losses() {
 #[test]
 fn a_renormalised_weight_alone_passes_no_gradient() {
     for [t, e] in [[3, 1], [5, 8]] {
-        let router = Router { t, e, k: 1, flags: RENORMALISE };
+        let router = Router { t, e, rule: rule(1, false, true) };
         let logits = values(t * e, 1);
         let chosen = router.forward(&logits, None, Order::Forward).indices.read();
         let dlogits = router.backward(&logits, &chosen, (&values(t, 3), &rows(t)), None, Order::Forward);
@@ -279,33 +282,35 @@ fn gradient(loss: impl Fn(&[f64]) -> f64, x: &[f64]) -> Vec<f64> {
 }
 
 #[test]
-fn balance_terms_follow_the_equation() {
-    for router in routers() {
-        let Router { t, e, flags, .. } = router;
-        let scores = router.scores(&values(t * e, 1));
-        let load = indices(e, 50, 4);
-        let (mut buffer, mut loads, mut terms) =
-            (floats::<f32>(&scores), Buffer::new(&load), unwritten::<f32>(t));
-        let arguments = [
-            buffer.pointer(),
-            loads.pointer(),
-            terms.pointer(),
-            Argument::long(t),
-            Argument::int(e).unwrap(),
-            Argument::int(1).unwrap(),
-            Argument::I32(flags),
-        ];
-        KERNELS.launch("router_balance_terms", Order::Reversed, geometry::router(t), &arguments);
-        assert_close(&terms, &router.balance(&scores, &load), 4e-6);
+fn losses_follow_the_equation_and_are_zero_where_they_are_not_asked_for() {
+    const COEFFICIENTS: [f32; 2] = [0.75, 0.125];
+    // More tokens than the sum over them has threads.
+    let many = Router { t: 2500, e: 8, rule: rule(2, true, true) };
+    for router in routers().into_iter().chain([many]) {
+        let Router { t, e, rule } = router;
+        let (logits, shares) = (values(t * e, 1), router.shares());
+        let scores = router.scores(&logits);
+        let want = [router.balance(&scores, &shares) * 0.75, router.z(&logits) * 0.125];
+        in_both_orders(|order| {
+            let (mut scores, mut shares_ge) = (floats::<f32>(&scores), floats::<f32>(&shares));
+            let mut lse = floats::<f32>(&reference::routing::logsumexp(&logits, e));
+            let (mut terms, mut both) = (unwritten::<f32>(t), unwritten::<f32>(2));
+            let buffers = [scores.pointer(), shares_ge.pointer(), terms.pointer()];
+            let call = calls::balance_terms(buffers, [t, e], router.num_groups(), rule).unwrap();
+            KERNELS.run(order, &call);
+            let losses = |terms, lse, losses: &mut Buffer<f32>| -> Call {
+                calls::losses([terms, lse, losses.pointer()], [t, e], COEFFICIENTS)
+            };
+            KERNELS.run(order, &losses(terms.pointer(), lse.pointer(), &mut both));
+            for (got, want) in both.read().iter().zip(want) {
+                assert!((f64::from(*got) - want).abs() <= 4e-6 * want.abs(), "{got} and {want}");
+            }
+            let mut neither = unwritten::<f32>(2);
+            KERNELS.run(order, &losses(Argument::NULL, Argument::NULL, &mut neither));
+            assert_eq!(neither.read(), [0.0; 2]);
+            bits(&both)
+        });
     }
-}
-
-#[test]
-fn the_bias_moves_towards_an_even_load() {
-    let (mut bias, mut load) = (floats::<f32>(&[0.5, 0.5, 0.5, 0.5]), Buffer::new(&[4, 1, 7, 4]));
-    let arguments = [bias.pointer(), load.pointer(), Argument::int(4).unwrap(), Argument::F32(0.25)];
-    KERNELS.launch("router_update_bias", Order::Forward, geometry::router_update_bias(), &arguments);
-    assert_eq!(bias.read(), [0.5, 0.75, 0.25, 0.5]);
 }
 
 #[test]
@@ -314,4 +319,13 @@ fn more_experts_or_choices_than_the_kernels_hold_are_refused() {
     assert_eq!(geometry::router_kernel(65, 32), Some(256));
     assert_eq!(geometry::router_kernel(1025, 8), None);
     assert_eq!(geometry::router_kernel(64, 33), None);
+    let buffers = [Argument::NULL; 7];
+    let [logits, bias, scores, indices, weights, lse, entropy] = buffers;
+    let buffers = calls::Forward { logits, bias, scores, indices, weights, lse, entropy };
+    let error = calls::forward(&buffers, [5, 2000], rule(2, false, true)).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "router: logits has shape [5, 2000], expected at most 1024 experts of which a token takes at most 32, not 2; \
+         more only run on the cpu"
+    );
 }

@@ -2,9 +2,10 @@
 
 use std::sync::LazyLock;
 
+use wattle_kernels::cuda::calls::routing_plan as calls;
 use wattle_kernels::cuda::geometry;
 
-use crate::harness::{Argument, Buffer, Kernels, Order, bits, floats, in_both_orders, indices, values};
+use crate::harness::{Buffer, Kernels, Order, bits, floats, in_both_orders, indices, values};
 
 static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("routing_plan.cu"));
 
@@ -12,10 +13,8 @@ static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("routing_plan
 #[derive(Debug, PartialEq)]
 struct Plan {
     tokens_per_expert: Vec<i32>,
-    load: Vec<i32>,
     offsets: Vec<i32>,
     row_to_token: Vec<i32>,
-    row_to_assignment: Vec<i32>,
     token_to_rows: Vec<i32>,
     weights: Vec<u64>,
 }
@@ -33,48 +32,42 @@ impl Assignments {
         values(self.experts.len(), 9)
     }
 
+    fn num_rows(&self) -> usize {
+        self.experts.len().min(self.e.saturating_mul(self.capacity as usize))
+    }
+
     fn on_device(&self, order: Order) -> Plan {
-        let (n, e) = (self.experts.len(), self.e);
-        let sort = geometry::routing_plan(n, e).unwrap();
+        let (n, e, r) = (self.experts.len(), self.e, self.num_rows());
+        let sizes = calls::Sizes {
+            num_assignments: n,
+            top_k: self.k,
+            num_experts: e,
+            num_rows: r,
+            capacity: self.capacity as usize,
+        };
         let unset = |len: usize| Buffer::new(&vec![-9i32; len]);
         let (mut indices, mut weights) = (Buffer::new(&self.experts), floats::<f32>(&self.weights()));
-        let mut counts = Buffer::new(&vec![u32::MAX; e * sort.num_tiles as usize]);
-        let (mut tokens, mut load, mut offsets) = (unset(e), Buffer::new(&vec![5i32; e]), unset(e + 1));
-        let (mut row_to_token, mut row_to_assignment, mut token_to_rows) = (unset(n), unset(n), unset(n));
-        let mut weights_r = floats::<f32>(&vec![f64::NAN; n]);
-        let arguments = [indices.pointer(), counts.pointer(), Argument::long(n), Argument::int(e).unwrap()];
-        KERNELS.launch("routing_count", order, sort.count, &arguments);
-        let arguments = [
-            counts.pointer(),
-            tokens.pointer(),
-            load.pointer(),
-            offsets.pointer(),
-            Argument::int(sort.num_tiles as usize).unwrap(),
-            Argument::int(e).unwrap(),
-            Argument::I32(self.capacity),
-        ];
-        KERNELS.launch("routing_offsets", order, sort.scan, &arguments);
-        let arguments = [
-            indices.pointer(),
-            counts.pointer(),
-            offsets.pointer(),
-            weights.pointer(),
-            row_to_token.pointer(),
-            row_to_assignment.pointer(),
-            token_to_rows.pointer(),
-            weights_r.pointer(),
-            Argument::long(n),
-            Argument::int(self.k).unwrap(),
-            Argument::int(e).unwrap(),
-            Argument::I32(self.capacity),
-        ];
-        KERNELS.launch("routing_place", order, sort.place, &arguments);
+        let mut counts = Buffer::new(&vec![u32::MAX; calls::num_counts(&sizes).unwrap()]);
+        let (mut tokens, mut offsets) = (unset(e), unset(e + 1));
+        let (mut row_to_token, mut token_to_rows) = (unset(r), unset(n));
+        let mut weights_r = floats::<f32>(&vec![f64::NAN; r]);
+        let buffers = calls::Buffers {
+            indices: indices.pointer(),
+            weights: weights.pointer(),
+            counts: counts.pointer(),
+            tokens_per_expert: tokens.pointer(),
+            offsets: offsets.pointer(),
+            row_to_token: row_to_token.pointer(),
+            token_to_rows: token_to_rows.pointer(),
+            weights_r: weights_r.pointer(),
+        };
+        for call in calls::plan(&buffers, &sizes).unwrap() {
+            KERNELS.run(order, &call);
+        }
         Plan {
             tokens_per_expert: tokens.read(),
-            load: load.read(),
             offsets: offsets.read(),
             row_to_token: row_to_token.read(),
-            row_to_assignment: row_to_assignment.read(),
             token_to_rows: token_to_rows.read(),
             weights: bits(&weights_r),
         }
@@ -82,23 +75,20 @@ impl Assignments {
 
     /// The same by plain loops: each expert takes its assignments in order, up to its capacity.
     fn by_loops(&self) -> Plan {
-        let n = self.experts.len();
+        let (n, r) = (self.experts.len(), self.num_rows());
         let of = |expert: usize| (0..n).filter(move |&i| self.experts[i] == expert as i32);
         let mut plan = Plan {
             tokens_per_expert: (0..self.e).map(|expert| of(expert).count() as i32).collect(),
-            load: (0..self.e).map(|expert| 5 + of(expert).count() as i32).collect(),
             offsets: vec![0],
-            row_to_token: vec![-1; n],
-            row_to_assignment: vec![-1; n],
+            row_to_token: vec![-1; r],
             token_to_rows: vec![-1; n],
-            weights: vec![0f64.to_bits(); n],
+            weights: vec![0f64.to_bits(); r],
         };
         let weights = self.weights();
         let mut row = 0;
         for expert in 0..self.e {
             for assignment in of(expert).take(self.capacity as usize) {
                 plan.row_to_token[row] = (assignment / self.k) as i32;
-                plan.row_to_assignment[row] = assignment as i32;
                 plan.token_to_rows[assignment] = row as i32;
                 plan.weights[row] = weights[assignment].to_bits();
                 row += 1;
@@ -148,23 +138,6 @@ fn counts_of_more_tiles_than_a_warp_has_lanes_add_up() {
 #[test]
 fn all_assignments_can_go_to_one_expert() {
     Assignments { experts: vec![2; 7000], k: 1, e: 8, capacity: i32::MAX }.check();
-}
-
-#[test]
-fn each_group_counts_its_own_load() {
-    let (groups, per_group, e) = (3, 700, 40);
-    let experts = indices(groups * per_group, e, 4);
-    let want: Vec<i32> = experts
-        .chunks(per_group)
-        .flat_map(|group| (0..e).map(|expert| group.iter().filter(|&&x| x == expert as i32).count() as i32))
-        .collect();
-    for order in Order::ALL {
-        let (mut indices, mut load) = (Buffer::new(&experts), Buffer::new(&vec![-1i32; groups * e]));
-        let arguments =
-            [indices.pointer(), load.pointer(), Argument::long(per_group), Argument::int(e).unwrap()];
-        KERNELS.launch("routing_group_load", order, geometry::routing_group_load(groups), &arguments);
-        assert_eq!(load.read(), want);
-    }
 }
 
 #[test]

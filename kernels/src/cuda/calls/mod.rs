@@ -8,4 +8,7 @@ pub mod permute;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
+pub mod router;
+pub mod routing_load;
+pub mod routing_plan;
 pub mod swiglu;

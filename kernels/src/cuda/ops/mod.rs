@@ -16,6 +16,9 @@ pub(crate) mod permute;
 pub(crate) mod reduce;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
+pub(crate) mod router;
+pub(crate) mod routing_load;
+pub(crate) mod routing_plan;
 pub(crate) mod swiglu;
 
 /// One operation on one GPU: gives out the addresses of its tensors, and launches.
