@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use wattle_kernels::DType;
+use wattle_kernels::ops::adamw::State;
 use wattle_router::{LoadAccumulator, Result, RoutingStats};
 
 use crate::autograd::{Losses, Phase, PhaseClock, Tape};
@@ -22,8 +23,8 @@ pub struct Learner {
     pub routing: Vec<RoutingState>,
     /// How weights move.
     pub optimizer: OptimizerConfig,
-    /// Updates applied so far, for AdamW's bias correction.
-    pub num_updates: u64,
+    /// What AdamW hands on from step to step: the updates applied so far, for its bias correction.
+    pub updates: State,
 }
 
 /// What one optimizer step came to.
@@ -89,7 +90,7 @@ impl Learner {
         let mut store = ParameterStore::default();
         let decoder = Decoder::new(&mut store, model, moe, vocab_size, max_positions, compute, seed)?;
         let routing = decoder.new_routing()?;
-        Ok(Learner { decoder, store, routing, optimizer, num_updates: 0 })
+        Ok(Learner { decoder, store, routing, optimizer, updates: State::new(0) })
     }
 
     /// Runs one step over the micro-batches that `next` gives, and moves the weights.
@@ -127,11 +128,12 @@ impl Learner {
             clock = tape.backward()?;
         }
         clock.enter(Phase::Optimizer);
-        let update = optim::step(&mut self.store, &self.optimizer, learning_rate, self.num_updates + 1)?;
+        let outcome = optim::step(&mut self.store, &self.optimizer, &mut self.updates, learning_rate)?;
+        // The first look at what the optimizer decided: on a GPU all work of the step is under way by now.
+        let update = outcome.read()?;
         if !update.applied {
             return self.skipped(losses, update.gradient_norm, step_tokens, clock);
         }
-        self.num_updates += 1;
         let loads = self.routing.iter_mut().map(RoutingState::end_step).collect::<Result<Vec<_>>>()?;
         let applied = (true, update.gradient_norm);
         StepReport::new(applied, losses, step_tokens, &loads, clock)

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use wattle_kernels::ops::adamw;
 use wattle_kernels::{DType, Tensor};
 
 use crate::checkpoint::{self, CheckpointError, NamedTensor, Progress, State};
@@ -115,10 +116,12 @@ pub(super) fn restore(learner: &mut Learner, state: State, from: &Path) -> Resul
             .unwrap_or_default()
             .to_owned(),
     };
-    learner.num_updates = progress.step - progress.nonfinite_steps;
+    let num_updates = progress.step - progress.nonfinite_steps;
+    learner.updates = adamw::State::new(num_updates);
     let mut tensors = Tensors { tensors: state.tensors, from };
     restore_weights(&mut learner.store, &mut tensors)?;
-    if learner.num_updates > 0 {
+    // A first step that was skipped leaves moments of zero.
+    if num_updates > 0 || tensors.tensors.iter().any(|tensor| !is_of_model(&tensor.name)) {
         for parameter in learner.store.iter_mut() {
             let shape = parameter.master.shape();
             let first = tensors.take(&format!("{FIRST_MOMENT}{}", parameter.name), shape)?;

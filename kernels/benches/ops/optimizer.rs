@@ -1,26 +1,35 @@
 //! What moves the weights, on the experts' gate and up matrices: the largest parameter.
 
 use divan::Bencher;
-use wattle_kernels::ops::adamw::{self, AdamW};
+use wattle_kernels::ops::adamw::{self, AdamW, Slot, State};
 use wattle_kernels::ops::reduce;
 use wattle_kernels::{DType, Tensor};
 
 use crate::shape::{Case, bytes, cases, f32_cases, normals};
 
-const RULE: AdamW =
-    AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, grad_scale: 1.0 };
+const SETTINGS: AdamW =
+    AdamW { learning_rate: 1e-3, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, max_norm: 1.0, grad_scale: 1.0 };
 
-/// bf16 means with a copy of the new weights.
+/// The norm and the update; bf16 means with a copy of the new weights.
 #[divan::bench(args = cases())]
 fn adamw_step(bencher: Bencher, case: &Case) {
     let [mut weight, gradient, mut first] = [1, 2, 3].map(|stream| parameter(case, stream));
     let mut second = Tensor::zeros(weight.shape(), DType::F32, weight.device()).unwrap();
     let mut copy = (case.dtype == DType::Bf16).then(|| case.tensor(weight.shape(), 4));
     let [w, g] = [&weight, &gradient];
-    let mut moved = vec![w, w, g, w, w, w, w];
+    let mut moved = vec![w, w, g, g, w, w, w, w];
     moved.extend(&copy);
+    let mut state = State::new(100);
     bencher.counter(bytes(&moved)).bench_local(|| {
-        adamw::step(&RULE, 100, &mut weight, &gradient, &mut first, &mut second, copy.as_mut()).unwrap();
+        let slot = Slot {
+            weight: &mut weight,
+            grad: &gradient,
+            first_moment: &mut first,
+            second_moment: &mut second,
+            compute_copy: copy.as_mut(),
+            weight_decay: 0.1,
+        };
+        adamw::step(&mut state, &SETTINGS, &mut [slot]).unwrap();
     });
 }
 

@@ -3,29 +3,30 @@
 use super::float::Float;
 use super::parallel;
 use super::simd::vectorised;
-use crate::dtype::bf16;
+use crate::dtype::{DType, bf16};
 use crate::error::Result;
-use crate::ops::adamw::AdamW;
-use crate::tensor::Tensor;
+use crate::ops::adamw::{AdamW, Slot};
 
-pub(crate) fn step(
-    params: &AdamW,
-    step_number: u64,
-    weight: &mut Tensor,
-    grad: &Tensor,
-    first_moment: &mut Tensor,
-    second_moment: &mut Tensor,
-    compute_copy: Option<&mut Tensor>,
-) -> Result<()> {
-    let factors = Factors::new(params, step_number);
+/// `grad_scale` is what the gradient is multiplied by, clipping included; `max_norm` is not looked at.
+pub(crate) fn step(settings: &AdamW, step_number: u64, slot: &mut Slot) -> Result<()> {
+    let factors = Factors::new(settings, slot.weight_decay, step_number);
+    match slot.first_moment.dtype() {
+        DType::Bf16 => step_with::<bf16>(&factors, slot),
+        _ => step_with::<f32>(&factors, slot),
+    }
+}
+
+/// With moments kept in `M`.
+fn step_with<M: Float>(factors: &Factors, slot: &mut Slot) -> Result<()> {
     let block = parallel::rows_per_block(4 * size_of::<f32>() + size_of::<bf16>());
-    let mut copies = match compute_copy {
+    let mut copies = match &mut slot.compute_copy {
         Some(copy) => Some(copy.data_mut::<bf16>()?.chunks_mut(block)),
         None => None,
     };
-    let weights = weight.data_mut::<f32>()?.chunks_mut(block).zip(grad.data::<f32>()?.chunks(block));
-    let moments = first_moment.data_mut::<f32>()?.chunks_mut(block);
-    let moments = moments.zip(second_moment.data_mut::<f32>()?.chunks_mut(block));
+    let weights =
+        slot.weight.data_mut::<f32>()?.chunks_mut(block).zip(slot.grad.data::<f32>()?.chunks(block));
+    let moments = slot.first_moment.data_mut::<M>()?.chunks_mut(block);
+    let moments = moments.zip(slot.second_moment.data_mut::<M>()?.chunks_mut(block));
     // Without a copy every block gets an empty slice.
     let tasks = weights
         .zip(moments)
@@ -35,9 +36,9 @@ pub(crate) fn step(
             #[inline(always)]
             || {
                 if copy.is_empty() {
-                    update(&factors, w, g, m, v);
+                    update(factors, w, g, m, v);
                 } else {
-                    update_and_copy(&factors, w, g, m, v, copy);
+                    update_and_copy(factors, w, g, m, v, copy);
                 }
             },
         );
@@ -62,37 +63,37 @@ struct Factors {
 }
 
 impl Factors {
-    fn new(params: &AdamW, step_number: u64) -> Self {
+    fn new(settings: &AdamW, weight_decay: f32, step_number: u64) -> Self {
         let correction = |beta: f32| 1.0 - f64::from(beta).powf(step_number as f64);
-        let learning_rate = f64::from(params.learning_rate);
+        let learning_rate = f64::from(settings.learning_rate);
         Factors {
-            grad_scale: params.grad_scale,
-            beta1: params.beta1,
-            beta2: params.beta2,
-            one_minus_beta1: 1.0 - params.beta1,
-            one_minus_beta2: 1.0 - params.beta2,
-            keep: (1.0 - learning_rate * f64::from(params.weight_decay)) as f32,
-            step_size: (learning_rate / correction(params.beta1)) as f32,
-            second_correction: correction(params.beta2).sqrt().recip() as f32,
-            epsilon: params.epsilon,
+            grad_scale: settings.grad_scale,
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            one_minus_beta1: 1.0 - settings.beta1,
+            one_minus_beta2: 1.0 - settings.beta2,
+            keep: (1.0 - learning_rate * f64::from(weight_decay)) as f32,
+            step_size: (learning_rate / correction(settings.beta1)) as f32,
+            second_correction: correction(settings.beta2).sqrt().recip() as f32,
+            epsilon: settings.epsilon,
         }
     }
 }
 
 #[inline(always)]
-fn update(factors: &Factors, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+fn update<M: Float>(factors: &Factors, w: &mut [f32], g: &[f32], m: &mut [M], v: &mut [M]) {
     for (((w, g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
         update_one(factors, w, *g, m, v);
     }
 }
 
 #[inline(always)]
-fn update_and_copy(
+fn update_and_copy<M: Float>(
     factors: &Factors,
     w: &mut [f32],
     g: &[f32],
-    m: &mut [f32],
-    v: &mut [f32],
+    m: &mut [M],
+    v: &mut [M],
     copy: &mut [bf16],
 ) {
     for ((((w, g), m), v), copy) in w.iter_mut().zip(g).zip(m).zip(v).zip(copy) {
@@ -102,10 +103,12 @@ fn update_and_copy(
 }
 
 #[inline(always)]
-fn update_one(factors: &Factors, w: &mut f32, g: f32, m: &mut f32, v: &mut f32) {
+fn update_one<M: Float>(factors: &Factors, w: &mut f32, g: f32, m: &mut M, v: &mut M) {
     let g = g * factors.grad_scale;
-    *m = factors.beta1 * *m + factors.one_minus_beta1 * g;
-    *v = factors.beta2 * *v + factors.one_minus_beta2 * g * g;
-    let divisor = v.sqrt() * factors.second_correction + factors.epsilon;
-    *w = *w * factors.keep - factors.step_size * *m / divisor;
+    let first = factors.beta1 * m.load() + factors.one_minus_beta1 * g;
+    let second = factors.beta2 * v.load() + factors.one_minus_beta2 * g * g;
+    *m = M::store(first);
+    *v = M::store(second);
+    let divisor = second.sqrt() * factors.second_correction + factors.epsilon;
+    *w = *w * factors.keep - factors.step_size * first / divisor;
 }

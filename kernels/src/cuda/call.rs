@@ -4,9 +4,10 @@ use std::ffi::c_void;
 use std::fmt;
 
 use super::Launch;
-use super::adamw::AdamWSettings;
+
 use crate::dtype::DType;
 use crate::error::{Error, Result};
+use crate::ops::adamw::AdamW;
 
 /// A kernel with its grid and arguments.
 #[derive(Clone, Debug)]
@@ -29,7 +30,7 @@ impl fmt::Display for Call {
 }
 
 /// One argument, with the type that the kernel declares.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Argument {
     /// A device pointer.
     Pointer(*mut c_void),
@@ -39,8 +40,8 @@ pub enum Argument {
     I64(i64),
     /// `float`.
     F32(f32),
-    /// The struct of the same name.
-    AdamW(AdamWSettings),
+    /// `AdamWSettings`.
+    AdamW(AdamW),
 }
 
 impl Argument {
@@ -69,6 +70,14 @@ impl Argument {
     /// A condition as `int`.
     pub fn flag(value: bool) -> Self {
         Argument::I32(i32::from(value))
+    }
+
+    /// A pointer that many bytes further on, into the same memory; any other argument as it is.
+    pub fn byte_offset(self, bytes: usize) -> Self {
+        match self {
+            Argument::Pointer(pointer) => Argument::Pointer(pointer.wrapping_byte_add(bytes)),
+            other => other,
+        }
     }
 
     /// Where the value lies, as cuLaunchKernel takes it.

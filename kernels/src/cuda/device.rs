@@ -138,6 +138,18 @@ impl Gpu {
         .map_err(|error| self.failed(&format!("{op}: {call}"), error))
     }
 
+    /// Puts a copy of `bytes` behind all earlier work.
+    ///
+    /// # Safety
+    /// Both addresses are of live memory of this device with as many bytes, which do not overlap, and what is written
+    /// belongs to the caller alone.
+    pub(super) unsafe fn copy(&self, op: &'static str, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the stream is live; the rest is the caller's promise.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }
+            .map_err(|error| self.failed(&format!("{op}: copying {bytes} bytes"), error))
+    }
+
     fn function(&self, call: &Call) -> Result<sys::CUfunction> {
         let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = kernels.functions.get(&call.kernel) {

@@ -3,8 +3,6 @@
 //! No CUDA is needed to build or to start: every library is opened when it is first used, and [`status`] says what is
 //! there.
 
-pub mod adamw;
-pub mod attention;
 mod call;
 pub mod calls;
 pub(crate) mod device;

@@ -1,20 +1,47 @@
-//! One step of AdamW (Loshchilov and Hutter, arXiv:1711.05101): Adam with decoupled weight decay.
+//! AdamW (Loshchilov and Hutter, arXiv:1711.05101) over all parameters at once: their gradients' norm, clipping, and Adam
+//! with decoupled weight decay.
 //!
-//! With g = grad·grad_scale at step n: m = β1·m + (1 - β1)·g; v = β2·v + (1 - β2)·g²;
-//! w = w·(1 - lr·decay) - lr·m̂ / (sqrt(v̂) + ε) with m̂ = m / (1 - β1ⁿ) and v̂ = v / (1 - β2ⁿ).
-//! Shapes: any, the same for weight, grad and both moments (f32) and for the bf16 copy of the new weight.
-//! Napkin: 28 bytes a parameter (w, m, v in and out, grad in), 30 with the copy; some 15 FLOPs; memory-bound.
+//! norm = grad_scale·sqrt(Σ grad²) over all tensors, and c = grad_scale·min(1, max_norm / norm). With g = c·grad at
+//! update n: m = β1·m + (1 - β1)·g; v = β2·v + (1 - β2)·g²; w = w·(1 - lr·decay) - lr·m̂ / (sqrt(v̂) + ε) with
+//! m̂ = m / (1 - β1ⁿ) and v̂ = v / (1 - β2ⁿ). A norm that is not finite leaves everything as it was and is no update.
+//! Shapes: any, the same for weight (f32), grad (f32), both moments (f32 or bf16) and the bf16 copy of the new weight.
+//! On a GPU the norm, the clipping and the decision are the device's own: no step waits for it, and [`Outcome::read`]
+//! does when somebody wants to know.
+//! Napkin: 4 bytes a parameter for the norm and 28 for the update (w, m, v in and out, grad in), 20 with bf16 moments,
+//! 2 more with the copy; some 15 FLOPs; memory-bound.
 
-use crate::cpu;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::ops::check;
+use crate::ops::{check, reduce};
 use crate::profile::{self, Work};
 use crate::tensor::Tensor;
+use crate::{cpu, cuda};
 
-/// The settings of a step; the learning rate and the gradient's scale change from step to step.
+/// Moves every parameter, unless the norm of all gradients is not finite.
+///
+/// # Errors
+/// Shapes, dtypes or devices that do not fit; a setting out of its range; out of memory when a tensor is shared.
+pub fn step(state: &mut State, settings: &AdamW, slots: &mut [Slot]) -> Result<Outcome> {
+    settings.check()?;
+    let moments = slots.first().map_or(DType::F32, |slot| slot.first_moment.dtype());
+    slots.iter().try_for_each(|slot| slot.check(moments))?;
+    match slots.first().map(|slot| slot.weight.device()) {
+        Some(device @ Device::Cuda(_)) => {
+            let bytes = || slots.iter().map(Slot::bytes_moved).sum();
+            let _span = profile::span(OP, DType::F32, || Work::pass(bytes()));
+            let group = state.on_gpu(device)?;
+            Ok(Outcome(Source::Gpu(group.step(settings, moments, slots)?)))
+        }
+        Some(Device::Cpu) | None => {
+            Ok(Outcome(Source::Host(step_on_host(state.on_host()?, settings, slots)?)))
+        }
+    }
+}
+
+/// The settings of a step, laid out as the kernels take them.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(C)]
 pub struct AdamW {
     /// Step size.
     pub learning_rate: f32,
@@ -24,57 +51,177 @@ pub struct AdamW {
     pub beta2: f32,
     /// Keeps the divisor from zero.
     pub epsilon: f32,
-    /// Share of the weight that a step of learning rate 1 removes.
-    pub weight_decay: f32,
-    /// Multiplies the gradient first: clipping and averaging cost no pass of their own.
+    /// The norm that longer gradients are scaled down to; 0 switches that off.
+    pub max_norm: f32,
+    /// Multiplies every gradient first, so that averaging costs no pass of its own.
     pub grad_scale: f32,
 }
 
-/// Updates weight and both moments in place, and writes the new weight into `compute_copy` in the same pass.
-/// `step_number` counts from 1.
-///
-/// # Errors
-/// Shapes or dtypes that do not fit; a decay outside [0, 1); step number 0; out of memory when a tensor is shared.
-pub fn step(
-    params: &AdamW,
-    step_number: u64,
-    weight: &mut Tensor,
-    grad: &Tensor,
-    first_moment: &mut Tensor,
-    second_moment: &mut Tensor,
-    compute_copy: Option<&mut Tensor>,
-) -> Result<()> {
-    const OP: &str = "adamw";
-    check::dtype(OP, "weight", weight, DType::F32)?;
-    for (what, tensor) in
-        [("grad", grad), ("first_moment", &*first_moment), ("second_moment", &*second_moment)]
-    {
-        check::shape(OP, what, tensor, weight.shape())?;
-        check::dtype(OP, what, tensor, DType::F32)?;
+/// One parameter of a step.
+#[derive(Debug)]
+pub struct Slot<'a> {
+    /// f32
+    pub weight: &'a mut Tensor,
+    /// f32
+    pub grad: &'a Tensor,
+    /// Running mean of the gradient, f32 or bf16: the same for all parameters. Zeros at first.
+    pub first_moment: &'a mut Tensor,
+    /// Running mean of the gradient's square, as the first moment.
+    pub second_moment: &'a mut Tensor,
+    /// Gains the new weight in bf16, in the same pass.
+    pub compute_copy: Option<&'a mut Tensor>,
+    /// Share of the weight that a step of learning rate 1 removes.
+    pub weight_decay: f32,
+}
+
+/// What steps hand on beside the parameters: how many updates there were, and on a GPU the tables of the tensors, which
+/// are made anew only when one of them moved.
+#[derive(Debug)]
+pub struct State(Place);
+
+#[derive(Debug)]
+enum Place {
+    Host { num_updates: u64 },
+    Gpu(Box<cuda::ops::adamw::Group>),
+}
+
+/// What a step did: known at once on the host, and on a GPU when somebody asks.
+#[derive(Clone, Debug)]
+pub struct Outcome(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    Host(Update),
+    Gpu(cuda::ops::adamw::Report),
+}
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Update {
+    /// Euclidean norm of all gradients times the gradient scale, before clipping.
+    pub gradient_norm: f64,
+    /// False when the norm was not finite: nothing was moved.
+    pub applied: bool,
+}
+
+const OP: &str = "adamw";
+
+impl Outcome {
+    /// Waits for a GPU's work up to that step.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] when that failed.
+    pub fn read(&self) -> Result<Update> {
+        match &self.0 {
+            Source::Host(update) => Ok(*update),
+            Source::Gpu(report) => {
+                let state = report.read()?;
+                Ok(Update { gradient_norm: state.norm, applied: state.applies })
+            }
+        }
     }
-    if let Some(copy) = &compute_copy {
-        check::shape(OP, "compute_copy", copy, weight.shape())?;
-        check::dtype(OP, "compute_copy", copy, DType::Bf16)?;
+}
+
+impl State {
+    /// Before the first step of a run that has `num_updates` behind it.
+    pub fn new(num_updates: u64) -> Self {
+        State(Place::Host { num_updates })
     }
-    let refuse = |what, got: String, expected: &str| {
-        Err(Error::Value { op: OP, what, got, expected: expected.to_owned() })
+
+    /// Updates so far: steps that were applied. On a GPU this waits for the last one.
+    ///
+    /// # Errors
+    /// [`Error::Cuda`] when that failed.
+    pub fn num_updates(&self) -> Result<u64> {
+        match &self.0 {
+            Place::Host { num_updates } => Ok(*num_updates),
+            Place::Gpu(group) => group.num_updates(),
+        }
+    }
+
+    /// Where the parameters are, there the state is.
+    fn on_gpu(&mut self, device: Device) -> Result<&mut cuda::ops::adamw::Group> {
+        if !matches!(&self.0, Place::Gpu(group) if group.device() == device) {
+            let group = cuda::ops::adamw::Group::new(device, self.num_updates()?)?;
+            self.0 = Place::Gpu(Box::new(group));
+        }
+        match &mut self.0 {
+            Place::Gpu(group) => Ok(group),
+            Place::Host { .. } => unreachable!("the state was just brought to a GPU"),
+        }
+    }
+
+    fn on_host(&mut self) -> Result<&mut u64> {
+        if let Place::Gpu(group) = &self.0 {
+            self.0 = Place::Host { num_updates: group.num_updates()? };
+        }
+        match &mut self.0 {
+            Place::Host { num_updates } => Ok(num_updates),
+            Place::Gpu(_) => unreachable!("the state was just brought to the host"),
+        }
+    }
+}
+
+impl AdamW {
+    fn check(&self) -> Result<()> {
+        let refuse = |what, got: f32, expected: &str| {
+            Err(Error::Value { op: OP, what, got: got.to_string(), expected: expected.to_owned() })
+        };
+        for (what, beta) in [("beta1", self.beta1), ("beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                return refuse(what, beta, "at least 0 and below 1");
+            }
+        }
+        if self.max_norm.is_nan() || self.max_norm < 0.0 {
+            return refuse("max_norm", self.max_norm, "0 (off) or more");
+        }
+        Ok(())
+    }
+}
+
+impl Slot<'_> {
+    fn check(&self, moments: DType) -> Result<()> {
+        let shape = self.weight.shape();
+        check::dtype(OP, "weight", self.weight, DType::F32)?;
+        check::shape(OP, "grad", self.grad, shape)?;
+        check::dtype(OP, "grad", self.grad, DType::F32)?;
+        for (what, moment) in [("first_moment", &*self.first_moment), ("second_moment", &*self.second_moment)]
+        {
+            check::float(OP, what, moment)?;
+            check::shape(OP, what, moment, shape)?;
+            check::dtype(OP, what, moment, moments)?;
+        }
+        if let Some(copy) = &self.compute_copy {
+            check::shape(OP, "compute_copy", copy, shape)?;
+            check::dtype(OP, "compute_copy", copy, DType::Bf16)?;
+        }
+        Ok(())
+    }
+
+    /// By the update; the norm reads the gradient once more.
+    fn bytes_moved(&self) -> usize {
+        let copied = self.compute_copy.as_ref().map_or(0, |copy| copy.size_in_bytes());
+        3 * self.weight.size_in_bytes() + 4 * self.first_moment.size_in_bytes() + copied
+    }
+}
+
+fn step_on_host(num_updates: &mut u64, settings: &AdamW, slots: &mut [Slot]) -> Result<Update> {
+    let gradients: Vec<&Tensor> = slots.iter().map(|slot| slot.grad).collect();
+    let gradient_norm = reduce::global_norm(&gradients)? * f64::from(settings.grad_scale.abs());
+    if !gradient_norm.is_finite() {
+        return Ok(Update { gradient_norm, applied: false });
+    }
+    let clip = match settings.max_norm {
+        0.0 => 1.0,
+        max_norm => reduce::clip_factor(gradient_norm, max_norm),
     };
-    for (what, beta) in [("beta1", params.beta1), ("beta2", params.beta2)] {
-        if !(0.0..1.0).contains(&beta) {
-            return refuse(what, beta.to_string(), "at least 0 and below 1");
-        }
+    let scaled = AdamW { grad_scale: clip * settings.grad_scale, ..*settings };
+    for slot in slots {
+        let _span = profile::span(OP, DType::F32, || Work::pass(slot.bytes_moved()));
+        cpu::adamw::step(&scaled, *num_updates + 1, slot)?;
     }
-    if step_number == 0 {
-        return refuse("step_number", step_number.to_string(), "a number from 1");
-    }
-    let copied = compute_copy.as_ref().map_or(0, |copy| copy.size_in_bytes());
-    let _span = profile::span(OP, weight.dtype(), || Work::pass(7 * weight.size_in_bytes() + copied));
-    match weight.device() {
-        Device::Cpu => {
-            cpu::adamw::step(params, step_number, weight, grad, first_moment, second_moment, compute_copy)
-        }
-        device @ Device::Cuda(_) => Err(Error::Unsupported { op: OP, device }),
-    }
+    *num_updates += 1;
+    Ok(Update { gradient_norm, applied: true })
 }
 
 #[cfg(test)]
@@ -84,99 +231,214 @@ mod tests {
     use crate::reference;
     use crate::testing::{assert_close, bits, in_pools, tensor, values};
 
-    const PARAMS: AdamW = AdamW {
-        learning_rate: 1e-2,
-        beta1: 0.9,
-        beta2: 0.95,
-        epsilon: 1e-8,
-        weight_decay: 0.1,
-        grad_scale: 0.5,
-    };
+    const SETTINGS: AdamW =
+        AdamW { learning_rate: 1e-2, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, max_norm: 0.0, grad_scale: 0.5 };
+    const DECAY: f32 = 0.1;
 
-    fn reference_params() -> reference::adamw::AdamW {
-        reference::adamw::AdamW {
-            learning_rate: f64::from(PARAMS.learning_rate),
-            beta1: f64::from(PARAMS.beta1),
-            beta2: f64::from(PARAMS.beta2),
-            epsilon: f64::from(PARAMS.epsilon),
-            weight_decay: f64::from(PARAMS.weight_decay),
-            grad_scale: f64::from(PARAMS.grad_scale),
+    /// A parameter with its gradient and state.
+    #[derive(Clone)]
+    struct Parameter {
+        weight: Tensor,
+        grad: Tensor,
+        moments: [Tensor; 2],
+        copy: Option<Tensor>,
+    }
+
+    impl Parameter {
+        fn new(weight: &[f64], moments: DType, with_copy: bool) -> Self {
+            let zeros = |dtype| Tensor::zeros(&[weight.len()], dtype, Device::Cpu).unwrap();
+            Parameter {
+                weight: tensor(weight, &[weight.len()], DType::F32),
+                grad: zeros(DType::F32),
+                moments: [zeros(moments), zeros(moments)],
+                copy: with_copy.then(|| zeros(DType::Bf16)),
+            }
+        }
+
+        fn slot(&mut self, weight_decay: f32) -> Slot<'_> {
+            let [first_moment, second_moment] = &mut self.moments;
+            let (weight, grad, compute_copy) = (&mut self.weight, &self.grad, self.copy.as_mut());
+            Slot { weight, grad, first_moment, second_moment, compute_copy, weight_decay }
         }
     }
 
-    /// Weight, first and second moment and the bf16 copy after three steps.
-    fn three_steps(n: usize, with_copy: bool) -> [Tensor; 4] {
-        let zeros = |dtype| Tensor::zeros(&[n], dtype, Device::Cpu).unwrap();
-        let (mut m, mut v, mut copy) = (zeros(DType::F32), zeros(DType::F32), zeros(DType::Bf16));
-        let mut w = tensor(&values(n, 1), &[n], DType::F32);
-        for step_number in 1..=3 {
-            let grad = tensor(&values(n, 1 + step_number), &[n], DType::F32);
-            step(&PARAMS, step_number, &mut w, &grad, &mut m, &mut v, with_copy.then_some(&mut copy))
-                .unwrap();
+    /// One step of one parameter.
+    fn step_one(state: &mut State, settings: &AdamW, parameter: &mut Parameter, decay: f32) -> Update {
+        step(state, settings, &mut [parameter.slot(decay)]).unwrap().read().unwrap()
+    }
+
+    fn rule(settings: &AdamW, clip: f64, weight_decay: f32) -> reference::adamw::AdamW {
+        reference::adamw::AdamW {
+            learning_rate: f64::from(settings.learning_rate),
+            beta1: f64::from(settings.beta1),
+            beta2: f64::from(settings.beta2),
+            epsilon: f64::from(settings.epsilon),
+            weight_decay: f64::from(weight_decay),
+            grad_scale: clip * f64::from(settings.grad_scale),
         }
-        [w, m, v, copy]
+    }
+
+    /// The parameter after three steps.
+    fn three_steps(n: usize, moments: DType, with_copy: bool) -> Parameter {
+        let mut parameter = Parameter::new(&values(n, 1), moments, with_copy);
+        let mut state = State::new(0);
+        for number in 1..=3 {
+            parameter.grad = tensor(&values(n, 1 + number), &[n], DType::F32);
+            assert!(step_one(&mut state, &SETTINGS, &mut parameter, DECAY).applied);
+        }
+        assert_eq!(state.num_updates().unwrap(), 3);
+        parameter
     }
 
     #[test]
     fn three_steps_follow_the_reference() {
         for n in [0, 1, 15, 33, 20_001] {
             let (mut w, mut m, mut v) = (values(n, 1), vec![0.0; n], vec![0.0; n]);
-            for step_number in 1..=3 {
-                let grad = values(n, 1 + step_number);
-                reference::adamw::step(&reference_params(), step_number, &mut w, &grad, &mut m, &mut v);
+            for number in 1..=3 {
+                let grad = values(n, 1 + number);
+                reference::adamw::step(&rule(&SETTINGS, 1.0, DECAY), number, &mut w, &grad, &mut m, &mut v);
             }
             for with_copy in [true, false] {
-                let [got_w, got_m, got_v, copy] = three_steps(n, with_copy);
-                assert_close(&got_w, &w, 1e-6);
-                assert_close(&got_m, &m, 1e-6);
-                assert_close(&got_v, &v, 1e-6);
-                let expected = if with_copy { cast(&got_w, DType::Bf16).unwrap() } else { copy.clone() };
-                assert_eq!(bits(&copy), bits(&expected));
+                let got = three_steps(n, DType::F32, with_copy);
+                assert_close(&got.weight, &w, 1e-6);
+                assert_close(&got.moments[0], &m, 1e-6);
+                assert_close(&got.moments[1], &v, 1e-6);
+                if let Some(copy) = &got.copy {
+                    assert_eq!(bits(copy), bits(&cast(&got.weight, DType::Bf16).unwrap()));
+                }
+                // Moments of 8 bits bend a step by a hundredth.
+                let got = three_steps(n, DType::Bf16, with_copy);
+                assert_close(&got.weight, &w, 1e-2 * f64::from(SETTINGS.learning_rate));
+                assert_close(&got.moments[0], &m, 1.2e-2);
+                assert_close(&got.moments[1], &v, 1.2e-2);
+            }
+        }
+    }
+
+    #[test]
+    fn moments_in_bf16_are_rounded_only_when_they_are_stored() {
+        let run = |moments| {
+            let mut parameter = Parameter::new(&values(100, 1), moments, false);
+            parameter.grad = tensor(&values(100, 2), &[100], DType::F32);
+            step_one(&mut State::new(0), &SETTINGS, &mut parameter, DECAY);
+            parameter
+        };
+        let (wide, narrow) = (run(DType::F32), run(DType::Bf16));
+        assert_eq!(bits(&wide.weight), bits(&narrow.weight));
+        for (wide, narrow) in wide.moments.iter().zip(&narrow.moments) {
+            assert_eq!(bits(&cast(wide, DType::Bf16).unwrap()), bits(narrow));
+        }
+    }
+
+    /// Two parameters, [3, 0] and [0, 4, 12]: a norm of 13, halved by the scale.
+    #[test]
+    fn all_gradients_together_are_clipped_to_the_norm() {
+        let grads = [vec![3.0, 0.0], vec![0.0, 4.0, 12.0]];
+        for (max_norm, clip) in [(0.0, 1.0), (6.5, 1.0), (1.0, 1.0 / 6.5)] {
+            let mut parameters = [2, 3].map(|n| Parameter::new(&values(n, 1), DType::F32, false));
+            for (parameter, grad) in parameters.iter_mut().zip(&grads) {
+                parameter.grad = tensor(grad, &[grad.len()], DType::F32);
+            }
+            let settings = AdamW { max_norm, ..SETTINGS };
+            let [a, b] = &mut parameters;
+            let slots = &mut [a.slot(DECAY), b.slot(0.0)];
+            let update = step(&mut State::new(0), &settings, slots).unwrap().read().unwrap();
+            assert_eq!(update, Update { gradient_norm: 6.5, applied: true });
+            for ((parameter, grad), decay) in parameters.iter().zip(&grads).zip([DECAY, 0.0]) {
+                let n = grad.len();
+                let (mut w, mut m, mut v) = (values(n, 1), vec![0.0; n], vec![0.0; n]);
+                reference::adamw::step(&rule(&settings, clip, decay), 1, &mut w, grad, &mut m, &mut v);
+                assert_close(&parameter.weight, &w, 1e-6);
+                assert_close(&parameter.moments[0], &m, 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing_and_is_no_update() {
+        for spoiled in [f64::NAN, f64::INFINITY] {
+            let mut good = Parameter::new(&values(5, 1), DType::F32, true);
+            good.grad = tensor(&values(5, 2), &[5], DType::F32);
+            let mut bad = Parameter::new(&values(2, 3), DType::F32, true);
+            bad.grad = tensor(&[1.0, spoiled], &[2], DType::F32);
+            let before = [good.clone(), bad.clone()];
+            let mut state = State::new(7);
+            let slots = &mut [good.slot(DECAY), bad.slot(DECAY)];
+            let update = step(&mut state, &SETTINGS, slots).unwrap().read().unwrap();
+            assert!(!update.applied && !update.gradient_norm.is_finite());
+            assert_eq!(state.num_updates().unwrap(), 7);
+            for (now, before) in [good, bad].iter().zip(&before) {
+                assert_eq!(bits(&now.weight), bits(&before.weight));
+                assert_eq!(now.moments.each_ref().map(bits), before.moments.each_ref().map(bits));
+                assert_eq!(now.copy.as_ref().map(bits), before.copy.as_ref().map(bits));
             }
         }
     }
 
     #[test]
     fn the_first_step_moves_each_weight_by_the_learning_rate() {
-        let params = AdamW { weight_decay: 0.0, ..PARAMS };
-        let grad = tensor(&[3.0, -0.01, 250.0], &[3], DType::F32);
-        let [mut w, mut m, mut v] = [(); 3].map(|()| Tensor::zeros(&[3], DType::F32, Device::Cpu).unwrap());
-        step(&params, 1, &mut w, &grad, &mut m, &mut v, None).unwrap();
-        assert_close(&w, &[-1e-2, 1e-2, -1e-2], 1e-5);
+        let mut parameter = Parameter::new(&[0.0; 3], DType::F32, false);
+        parameter.grad = tensor(&[3.0, -0.01, 250.0], &[3], DType::F32);
+        step_one(&mut State::new(0), &SETTINGS, &mut parameter, 0.0);
+        assert_close(&parameter.weight, &[-1e-2, 1e-2, -1e-2], 1e-5);
     }
 
     #[test]
     fn decay_does_not_pass_through_the_moments() {
-        let [grad, mut m, mut v] = [(); 3].map(|()| Tensor::zeros(&[1], DType::F32, Device::Cpu).unwrap());
-        let mut w = tensor(&[2.0], &[1], DType::F32);
-        step(&PARAMS, 1, &mut w, &grad, &mut m, &mut v, None).unwrap();
-        assert_close(&w, &[2.0 * (1.0 - 1e-2 * 0.1)], 1e-7);
-        assert_eq!((bits(&m), bits(&v)), (vec![0], vec![0]));
+        let mut parameter = Parameter::new(&[2.0], DType::F32, false);
+        step_one(&mut State::new(0), &SETTINGS, &mut parameter, DECAY);
+        assert_close(&parameter.weight, &[2.0 * (1.0 - 1e-2 * 0.1)], 1e-7);
+        assert_eq!(parameter.moments.each_ref().map(bits), [vec![0], vec![0]]);
     }
 
     #[test]
     fn results_have_the_same_bits_for_any_thread_count() {
-        in_pools(|| three_steps(20_001, true).map(|tensor| bits(&tensor)));
+        for moments in [DType::F32, DType::Bf16] {
+            in_pools(|| {
+                let Parameter { weight, moments: [first, second], copy, .. } =
+                    three_steps(20_001, moments, true);
+                [weight, first, second, copy.unwrap()].map(|tensor| bits(&tensor))
+            });
+        }
     }
 
     #[test]
     fn arguments_that_do_not_fit_are_named() {
-        let zeros = |n, dtype| Tensor::zeros(&[n], dtype, Device::Cpu).unwrap();
-        let error = |params: &AdamW, step_number, grad: &Tensor, copy: Option<&mut Tensor>| {
-            let [mut w, mut m, mut v] = [(); 3].map(|()| zeros(4, DType::F32));
-            step(params, step_number, &mut w, grad, &mut m, &mut v, copy).unwrap_err().to_string()
+        let error = |settings: &AdamW, change: &dyn Fn(&mut Parameter)| {
+            let mut parameter = Parameter::new(&[0.0; 4], DType::F32, false);
+            change(&mut parameter);
+            let slots = &mut [parameter.slot(DECAY)];
+            step(&mut State::new(0), settings, slots).unwrap_err().to_string()
         };
-        let grad = zeros(4, DType::F32);
-        assert_eq!(error(&PARAMS, 1, &zeros(5, DType::F32), None), "adamw: grad has shape [5], expected [4]");
-        assert_eq!(error(&PARAMS, 1, &zeros(4, DType::Bf16), None), "adamw: grad is bf16, expected f32");
+        let zeros = |n, dtype| Tensor::zeros(&[n], dtype, Device::Cpu).unwrap();
+        let as_it_is = |_: &mut Parameter| {};
         assert_eq!(
-            error(&PARAMS, 1, &grad, Some(&mut zeros(4, DType::F32))),
+            error(&SETTINGS, &|p| p.grad = zeros(5, DType::F32)),
+            "adamw: grad has shape [5], expected [4]"
+        );
+        assert_eq!(
+            error(&SETTINGS, &|p| p.grad = zeros(4, DType::Bf16)),
+            "adamw: grad is bf16, expected f32"
+        );
+        assert_eq!(
+            error(&SETTINGS, &|p| p.moments[1] = zeros(4, DType::Bf16)),
+            "adamw: second_moment is bf16, expected f32"
+        );
+        assert_eq!(
+            error(&SETTINGS, &|p| p.moments[0] = zeros(4, DType::I32)),
+            "adamw: first_moment is i32, expected f32 or bf16"
+        );
+        assert_eq!(
+            error(&SETTINGS, &|p| p.copy = Some(zeros(4, DType::F32))),
             "adamw: compute_copy is f32, expected bf16"
         );
-        assert_eq!(error(&PARAMS, 0, &grad, None), "adamw: step_number is 0, expected a number from 1");
         assert_eq!(
-            error(&AdamW { beta2: 1.0, ..PARAMS }, 1, &grad, None),
+            error(&AdamW { beta2: 1.0, ..SETTINGS }, &as_it_is),
             "adamw: beta2 is 1, expected at least 0 and below 1"
+        );
+        assert_eq!(
+            error(&AdamW { max_norm: -1.0, ..SETTINGS }, &as_it_is),
+            "adamw: max_norm is -1, expected 0 (off) or more"
         );
     }
 }

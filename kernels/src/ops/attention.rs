@@ -6,15 +6,16 @@
 //! lse = ln Σ_j exp(scale·q·k_j) over the visible keys; the backward pass rebuilds the probabilities from it:
 //! p = exp(scale·q·kᵀ - lse), dv = pᵀ·do, dp = do·vᵀ, ds = p∘(dp - Σ_d do∘o), dq = scale·ds·k, dk = scale·dsᵀ·q.
 //! Nothing accumulates into its outputs.
+//! On a GPU: bf16 alone, and heads of 32, 64, 96 or 128; anything else is refused, never computed in another precision.
 //! Napkin: 4·t·s·d FLOPs a head forward and 10·t·s·d backward, half of that with a causal mask and s = t.
 
-use crate::cpu;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
 use crate::profile::{self, Work, bytes_of};
 use crate::tensor::Tensor;
+use crate::{cpu, cuda};
 
 /// Which keys a query sees. The default is everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,7 +86,9 @@ pub fn forward(
     let mut lse_bht = Tensor::scratch(&problem.lse_shape(), DType::F32, q_bthd.device())?;
     match q_bthd.device() {
         Device::Cpu => cpu::attention::forward(&problem, q_bthd, k_bsgd, v_bsgd, &mut o_bthd, &mut lse_bht)?,
-        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: "attention", device }),
+        Device::Cuda(_) => {
+            cuda::ops::attention::forward(&problem, q_bthd, k_bsgd, v_bsgd, &mut o_bthd, &mut lse_bht)?;
+        }
     }
     Ok((o_bthd, lse_bht))
 }
@@ -125,29 +128,36 @@ pub fn backward(
             [do_bthd, q_bthd, k_bsgd, v_bsgd, o_bthd, lse_bht],
             [&mut dq_bthd, &mut dk_bsgd, &mut dv_bsgd],
         )?,
-        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
+        Device::Cuda(_) => cuda::ops::attention::backward(
+            &problem,
+            [do_bthd, q_bthd, k_bsgd, v_bsgd, o_bthd, lse_bht],
+            [&mut dq_bthd, &mut dk_bsgd, &mut dv_bsgd],
+        )?,
     }
     Ok((dq_bthd, dk_bsgd, dv_bsgd))
 }
 
 /// The checked sizes and settings of one call.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Problem {
+pub struct Problem {
     /// b
-    pub(crate) batch: usize,
+    pub batch: usize,
     /// t
-    pub(crate) num_queries: usize,
+    pub num_queries: usize,
     /// s
-    pub(crate) num_keys: usize,
+    pub num_keys: usize,
     /// h, a multiple of `num_kv_heads`
-    pub(crate) num_heads: usize,
+    pub num_heads: usize,
     /// g, at least 1
-    pub(crate) num_kv_heads: usize,
+    pub num_kv_heads: usize,
     /// d, at least 1
-    pub(crate) head_dim: usize,
-    pub(crate) mask: Mask,
-    pub(crate) scale: f32,
-    pub(crate) query_start: usize,
+    pub head_dim: usize,
+    /// Which keys a query sees.
+    pub mask: Mask,
+    /// Of the scores, finite.
+    pub scale: f32,
+    /// Position of the first query among the keys.
+    pub query_start: usize,
 }
 
 impl Problem {

@@ -1,18 +1,19 @@
 //! Linear layer and cross-entropy in one: loss_t = ln Σ_v exp(x_t·w_v) - x_t·w_target, logits never held whole.
 //!
 //! Shapes: x_td, w_vd, targets_t (i32), losses_t (f32), dx_td, dw_vd (f32); leading dimensions of x are folded into t.
-//! A target of -1 is ignored: its loss and its gradients are 0.
+//! A target of -1 is ignored: its loss and its gradients are 0. Any other outside the vocabulary is an error on the host;
+//! on a GPU, where looking would mean waiting, its loss and gradients are NaN, so that the step is seen to be spoiled.
 //! dlogits_tv = grad_scale·(softmax(x·wᵀ) - onehot(target)); dx = dlogits·w; dw += dlogitsᵀ·x, the only output that
 //! accumulates. For bf16 operands the logits and the softmax are f32 and dlogits is rounded to bf16.
 //! Napkin: 2·t·v·d FLOPs forward, 6·t·v·d with gradients, one exp per logit.
 
-use crate::cpu;
 use crate::device::Device;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::ops::check;
 use crate::profile::{self, Work, bytes_of};
 use crate::tensor::Tensor;
+use crate::{cpu, cuda};
 
 /// The target that marks a token without a loss.
 pub const IGNORED: i32 = -1;
@@ -28,7 +29,7 @@ pub fn forward(x_td: &Tensor, w_vd: &Tensor, targets_t: &Tensor) -> Result<Tenso
     let mut losses_t = Tensor::scratch(targets_t.shape(), DType::F32, x_td.device())?;
     match x_td.device() {
         Device::Cpu => cpu::cross_entropy::forward(x_td, w_vd, targets_t, &mut losses_t)?,
-        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
+        Device::Cuda(_) => cuda::ops::cross_entropy::forward(x_td, w_vd, targets_t, &mut losses_t)?,
     }
     Ok(losses_t)
 }
@@ -62,7 +63,15 @@ pub fn forward_backward(
             &mut dx_td,
             dw_vd,
         )?,
-        device @ Device::Cuda(_) => return Err(Error::Unsupported { op: OP, device }),
+        Device::Cuda(_) => cuda::ops::cross_entropy::forward_backward(
+            x_td,
+            w_vd,
+            targets_t,
+            grad_scale,
+            &mut losses_t,
+            &mut dx_td,
+            dw_vd,
+        )?,
     }
     Ok((losses_t, dx_td))
 }
@@ -86,6 +95,10 @@ fn check_inputs(op: &'static str, x_td: &Tensor, w_vd: &Tensor, targets_t: &Tens
             got: targets_t.shape().to_vec(),
             expected: format!("{num_tokens} targets, one for each row of x"),
         });
+    }
+    if targets_t.device() != Device::Cpu {
+        // Looking at them would wait for the GPU; an unknown one gives a loss and gradients of NaN there.
+        return Ok(());
     }
     let known = |target: i32| target == IGNORED || usize::try_from(target).is_ok_and(|target| target < vocab);
     match targets_t.data::<i32>()?.iter().enumerate().find(|&(_, &target)| !known(target)) {

@@ -48,7 +48,7 @@ pub fn backward(dx_td: &Tensor, ids_t: &Tensor, dtable_vd: &mut Tensor) -> Resul
     let _span = profile::span(OP, dx_td.dtype(), || Work::pass(dx_td.size_in_bytes() + onto));
     match dx_td.device() {
         Device::Cpu => cpu::embedding::backward(dx_td, ids_t, dtable_vd),
-        device @ Device::Cuda(_) => Err(Error::Unsupported { op: OP, device }),
+        Device::Cuda(_) => cuda::ops::embedding::backward(dx_td, ids_t, dtable_vd),
     }
 }
 
@@ -63,7 +63,8 @@ fn check_ids(op: &'static str, ids_t: &Tensor, num_ids: usize) -> Result<()> {
         return Err(Error::Shape { op, what: "ids", got: ids_t.shape().to_vec(), expected });
     }
     if ids_t.device() != Device::Cpu {
-        // Looking at them would wait for the GPU; an id outside gives a row of NaN there, and reads nothing.
+        // Looking at them would wait for the GPU; an id outside gives a row of NaN there, reads nothing and has no
+        // gradient.
         return Ok(());
     }
     let outside = |id: &&i32| usize::try_from(**id).map_or(true, |id| id >= num_ids);

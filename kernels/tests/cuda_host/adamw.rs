@@ -1,10 +1,9 @@
 //! `adamw.cu`.
 
-use std::ffi::c_void;
 use std::sync::LazyLock;
 
-use wattle_kernels::cuda::adamw::{AdamWParameter, AdamWSettings, AdamWState, AdamWTile, TILE, tiles};
-use wattle_kernels::cuda::geometry;
+use wattle_kernels::cuda::calls::adamw::{self as calls, Parameter, State, TILE};
+use wattle_kernels::ops::adamw::AdamW;
 use wattle_kernels::{bf16, reference};
 
 use crate::harness::{
@@ -15,18 +14,10 @@ use crate::harness::{
 static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("adamw.cu"));
 /// Tensors: one value, ragged, exactly a tile, several tiles with a ragged end, none.
 const LENGTHS: [usize; 5] = [1, 1003, TILE, 2 * TILE + 5, 0];
-const SETTINGS: AdamWSettings = AdamWSettings {
-    learning_rate: 0.01,
-    beta1: 0.9,
-    beta2: 0.95,
-    epsilon: 1e-8,
-    max_norm: 1.0,
-    grad_scale: 0.5,
-};
+const SETTINGS: AdamW =
+    AdamW { learning_rate: 0.01, beta1: 0.9, beta2: 0.95, epsilon: 1e-8, max_norm: 1.0, grad_scale: 0.5 };
 
-impl Value for AdamWParameter {}
-impl Value for AdamWTile {}
-impl Value for AdamWState {}
+impl Value for u8 {}
 
 /// All parameters of a run with moments of type M; odd ones have no bf16 copy and do not decay.
 struct Store<M> {
@@ -34,7 +25,7 @@ struct Store<M> {
     grads: Vec<Buffer<f32>>,
     moments: Vec<[Buffer<M>; 2]>,
     copies: Vec<Option<Buffer<bf16>>>,
-    state: Buffer<AdamWState>,
+    state: Buffer<u8>,
 }
 
 impl<M: Float> Store<M> {
@@ -45,42 +36,46 @@ impl<M: Float> Store<M> {
             grads: LENGTHS.iter().map(|&n| unwritten(n)).collect(),
             moments: LENGTHS.iter().map(|&n| [zeros(n), zeros(n)]).collect(),
             copies: (0..LENGTHS.len()).map(|i| (i % 2 == 0).then(|| unwritten(LENGTHS[i]))).collect(),
-            state: Buffer::new(&[AdamWState::default()]),
+            state: Buffer::new(&State::initial_bytes(0)),
         }
     }
 
-    fn step(&mut self, order: Order, settings: AdamWSettings) {
+    fn step(&mut self, order: Order, settings: AdamW) {
         let address = |argument: Argument| match argument {
-            Argument::Pointer(pointer) => pointer,
+            Argument::Pointer(pointer) => pointer.addr() as u64,
             _ => unreachable!("buffers give pointers"),
         };
-        let parameters: Vec<AdamWParameter> = (0..LENGTHS.len())
-            .map(|i| AdamWParameter {
-                weight: address(self.weights[i].pointer()).cast(),
-                grad: address(self.grads[i].pointer()).cast_const().cast(),
-                first_moment: address(self.moments[i][0].pointer()),
-                second_moment: address(self.moments[i][1].pointer()),
-                copy: self.copies[i]
-                    .as_mut()
-                    .map_or(std::ptr::null_mut::<c_void>(), |copy| address(copy.pointer()))
-                    .cast(),
+        let parameters = (0..LENGTHS.len()).flat_map(|i| {
+            let [first_moment, second_moment] = &mut self.moments[i];
+            let parameter = Parameter {
+                weight: address(self.weights[i].pointer()),
+                grad: address(self.grads[i].pointer()),
+                first_moment: address(first_moment.pointer()),
+                second_moment: address(second_moment.pointer()),
+                copy: self.copies[i].as_mut().map_or(0, |copy| address(copy.pointer())),
                 num_elements: LENGTHS[i] as i64,
                 weight_decay: decay(i),
-                unused: 0,
-            })
-            .collect();
-        let tiles = tiles(&LENGTHS);
+            };
+            parameter.to_bytes()
+        });
+        let mut parameters = Buffer::new(&parameters.collect::<Vec<u8>>());
+        let tiles = calls::tiles(LENGTHS);
         let num_tiles = tiles.len();
-        let (mut parameters, mut tiles) = (Buffer::new(&parameters), Buffer::new(&tiles));
+        let mut tiles = Buffer::new(&tiles.into_iter().flat_map(calls::Tile::to_bytes).collect::<Vec<u8>>());
         let mut partials = Buffer::new(&vec![f64::NAN; num_tiles]);
-        let launch = geometry::adamw(num_tiles);
-        let arguments = [parameters.pointer(), tiles.pointer(), partials.pointer()];
-        KERNELS.launch("gradient_squares", order, launch, &arguments);
-        let settings = Argument::AdamW(settings);
-        let arguments = [partials.pointer(), self.state.pointer(), settings, Argument::long(num_tiles)];
-        KERNELS.launch("adamw_prepare", order, geometry::adamw_prepare(), &arguments);
-        let arguments = [parameters.pointer(), tiles.pointer(), self.state.pointer(), settings];
-        KERNELS.launch(&format!("adamw_step_{}", M::SUFFIX), order, launch, &arguments);
+        let buffers = calls::Buffers {
+            parameters: parameters.pointer(),
+            tiles: tiles.pointer(),
+            partials: partials.pointer(),
+            state: self.state.pointer(),
+        };
+        for call in calls::step(&buffers, num_tiles, &settings, M::DTYPE) {
+            KERNELS.run(order, &call);
+        }
+    }
+
+    fn state(&self) -> State {
+        State::from_bytes(&self.state.read().try_into().unwrap())
     }
 
     fn all_bits(&self) -> Vec<Vec<u64>> {
@@ -126,9 +121,9 @@ fn check<M: Float>(scale: f64, rel: f64) {
                 let [m, v] = &mut moments[i];
                 reference::adamw::step(&rule, n, weight, &gradients[i], m, v);
             }
-            let state = store.state.read()[0];
+            let state = store.state();
             assert!((state.norm - norm).abs() <= 1e-6 * norm, "{} and {norm}", state.norm);
-            assert_eq!((state.num_updates, state.applies), (n as i64, 1));
+            assert_eq!((state.num_updates, state.applies), (n as i64, true));
         }
         for i in 0..LENGTHS.len() {
             assert_close(&store.weights[i], &want[i], rel);
@@ -167,8 +162,8 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_is_not_counted() {
         store.grads = bad.iter().map(|g| floats(g)).collect();
         store.step(Order::Forward, SETTINGS);
         assert_eq!(store.all_bits(), before);
-        let state = store.state.read()[0];
-        assert_eq!((state.num_updates, state.applies), (1, 0));
+        let state = store.state();
+        assert_eq!((state.num_updates, state.applies), (1, false));
         assert!(!state.norm.is_finite());
     }
 }
@@ -177,6 +172,19 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_is_not_counted() {
 fn a_maximum_norm_of_zero_switches_clipping_off() {
     let mut store = Store::<f32>::new();
     store.grads = gradients(1, 1.0).iter().map(|g| floats(g)).collect();
-    store.step(Order::Forward, AdamWSettings { max_norm: 0.0, ..SETTINGS });
-    assert_eq!(store.state.read()[0].grad_scale, SETTINGS.grad_scale);
+    store.step(Order::Forward, AdamW { max_norm: 0.0, ..SETTINGS });
+    assert_eq!(store.state().grad_scale, SETTINGS.grad_scale);
+}
+
+#[test]
+fn a_run_goes_on_with_the_bias_correction_of_its_updates() {
+    let mut store = Store::<f32>::new();
+    store.state = Buffer::new(&State::initial_bytes(41));
+    store.grads = gradients(1, 1.0).iter().map(|g| floats(g)).collect();
+    store.step(Order::Forward, SETTINGS);
+    let State { num_updates, step_size, second_correction, .. } = store.state();
+    assert_eq!(num_updates, 42);
+    let correction = |beta: f32| 1.0 - f64::from(beta).powi(42);
+    assert_eq!(step_size, (f64::from(SETTINGS.learning_rate) / correction(SETTINGS.beta1)) as f32);
+    assert_eq!(second_correction, (1.0 / correction(SETTINGS.beta2).sqrt()) as f32);
 }

@@ -3,8 +3,9 @@
 use std::sync::LazyLock;
 
 use wattle_kernels::bf16;
-use wattle_kernels::cuda::attention;
-use wattle_kernels::ops::attention::Mask;
+use wattle_kernels::cuda::Call;
+use wattle_kernels::cuda::calls::attention as calls;
+use wattle_kernels::ops::attention::{Mask, Problem};
 use wattle_kernels::reference::attention::Attention;
 
 use crate::harness::{
@@ -64,8 +65,7 @@ impl Inputs {
     }
 
     fn run(&self, case: &Attention, order: Order) -> Results {
-        let kernels = attention::Kernels::of(case.head_dim).unwrap();
-        let (_, library) = KERNELS.iter().find(|(d, _)| *d == case.head_dim).unwrap();
+        let problem = problem(case);
         let [mut q, mut k, mut v, mut d_out] =
             [&self.q, &self.k, &self.v, &self.d_out].map(|values| floats::<bf16>(values));
         let (queries, keys) = (self.q.len(), self.k.len());
@@ -78,46 +78,49 @@ impl Inputs {
             dk: unwritten(keys),
             dv: unwritten(keys),
         };
-        let launch = |kernel: &str, launch: wattle_kernels::cuda::Launch, pointers: &[Argument]| {
-            let arguments: Vec<Argument> = pointers.iter().copied().chain(sizes(case)).collect();
-            if !launch.is_empty() {
-                library.launch(&format!("attention_{kernel}_{}", case.head_dim), order, launch, &arguments);
-            }
-        };
         let Results { o, lse, delta, dq, dk, dv } = &mut results;
-        let of_forward = kernels.forward(case.batch, case.num_queries, case.num_heads);
-        let pointers = [o.pointer(), lse.pointer(), q.pointer(), k.pointer(), v.pointer()];
-        launch("forward", of_forward, &pointers);
-        let counts =
-            [case.batch, case.num_queries, case.num_heads, case.head_dim].map(|n| Argument::int(n).unwrap());
-        if rows > 0 {
-            let arguments: Vec<Argument> =
-                [delta.pointer(), d_out.pointer(), o.pointer()].into_iter().chain(counts).collect();
-            DELTA.launch("attention_delta", order, attention::delta(rows), &arguments);
+        let given = calls::Given {
+            d_out: d_out.pointer(),
+            q: q.pointer(),
+            k: k.pointer(),
+            v: v.pointer(),
+            lse: lse.pointer(),
+            delta: delta.pointer(),
+        };
+        let calls = [
+            calls::forward(&problem, [given.q, given.k, given.v], [o.pointer(), given.lse]),
+            calls::delta(&problem, [given.d_out, o.pointer()], given.delta),
+            calls::backward_queries(&problem, &given, dq.pointer()),
+            calls::backward_keys(&problem, &given, [dk.pointer(), dv.pointer()]),
+        ];
+        for call in calls {
+            run(order, &call.unwrap());
         }
-        let given = [d_out.pointer(), q.pointer(), k.pointer(), v.pointer(), lse.pointer(), delta.pointer()];
-        let with = |outputs: &[Argument]| [outputs, &given].concat();
-        let of_queries = kernels.backward_queries(case.batch, case.num_queries, case.num_heads);
-        launch("backward_queries", of_queries, &with(&[dq.pointer()]));
-        let of_keys = kernels.backward_keys(case.batch, case.num_keys, case.num_kv_heads);
-        launch("backward_keys", of_keys, &with(&[dk.pointer(), dv.pointer()]));
         results
     }
 }
 
-/// The arguments that end the list of every kernel but delta's.
-fn sizes(case: &Attention) -> [Argument; 9] {
-    [
-        Argument::int(case.num_queries).unwrap(),
-        Argument::int(case.num_keys).unwrap(),
-        Argument::int(case.num_heads).unwrap(),
-        Argument::int(case.num_kv_heads).unwrap(),
-        Argument::int(case.query_start).unwrap(),
-        Argument::F32(case.scale as f32),
-        Argument::I32(i32::from(case.mask.causal)),
-        Argument::int(case.mask.window.unwrap_or(0)).unwrap(),
-        Argument::int(case.mask.num_global_tokens).unwrap(),
-    ]
+fn run(order: Order, call: &Call) {
+    if call.source == "attention_delta.cu" {
+        return DELTA.run(order, call);
+    }
+    let (_, library) = KERNELS.iter().find(|(d, _)| call.source == format!("attention_{d}.cu")).unwrap();
+    library.run(order, call);
+}
+
+/// As the op makes it of its tensors.
+fn problem(case: &Attention) -> Problem {
+    Problem {
+        batch: case.batch,
+        num_queries: case.num_queries,
+        num_keys: case.num_keys,
+        num_heads: case.num_heads,
+        num_kv_heads: case.num_kv_heads,
+        head_dim: case.head_dim,
+        mask: case.mask,
+        scale: case.scale as f32,
+        query_start: case.query_start,
+    }
 }
 
 /// Forward and backward against the reference, in both orders.
@@ -252,8 +255,31 @@ fn delta_is_the_product_of_output_and_gradient_by_row() {
 }
 
 #[test]
-fn other_head_sizes_have_no_kernels() {
+fn a_window_of_any_length_sees_everything() {
+    let case = square(32, 70, Mask { window: Some(usize::MAX), ..CAUSAL });
+    let inputs = Inputs::of(&case);
+    let whole = inputs.run(&Attention { mask: CAUSAL, ..case }, Order::Forward);
+    assert_eq!(bits(&inputs.run(&case, Order::Forward).o), bits(&whole.o));
+}
+
+#[test]
+fn what_the_kernels_do_not_serve_is_refused_by_name() {
+    let message = |case: Attention| {
+        let pointers = [Argument::NULL; 3];
+        calls::forward(&problem(&case), pointers, [Argument::NULL; 2]).unwrap_err().to_string()
+    };
     for head_dim in [0, 16, 48, 80, 256] {
-        assert_eq!(attention::Kernels::of(head_dim), None);
+        assert_eq!(
+            message(square(head_dim, 5, CAUSAL)),
+            format!(
+                "attention: q has shape [1, 5, 1, {head_dim}], expected a head size that a GPU has kernels for: 32, 64, 96 or 128"
+            )
+        );
     }
+    assert_eq!(
+        message(Attention { batch: 65_536, ..square(32, 5, CAUSAL) }),
+        "attention: the number of sequences is 65536, expected at most 65535 on a GPU"
+    );
+    // Rows of one sequence are indexed by an int.
+    assert_eq!(message(square(128, 1 << 24, CAUSAL)), "cuda: a dimension is 2147483648, expected below 2^31");
 }

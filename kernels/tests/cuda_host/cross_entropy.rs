@@ -2,22 +2,18 @@
 
 use std::sync::LazyLock;
 
-use wattle_kernels::cuda::geometry;
+use wattle_kernels::cuda::Floats;
+use wattle_kernels::cuda::calls::cross_entropy as calls;
 use wattle_kernels::{bf16, reference};
 
 use crate::harness::{
-    Argument, Buffer, Float, Kernels, Order, assert_close, bits, floats, in_both_orders, indices, unwritten,
-    values,
+    Buffer, Float, Kernels, Order, assert_close, bits, floats, in_both_orders, indices, unwritten, values,
 };
 
 static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("cross_entropy.cu"));
 const SCALE: f32 = 0.3;
 /// Rows and vocabulary: none, fewer logits than threads, ragged, whole chunks, several turns.
 const SHAPES: [[usize; 2]; 6] = [[0, 8], [3, 1], [4, 37], [3, 4096], [2, 5003], [2, 20_000]];
-
-fn name<L: Float, D: Float>() -> String {
-    if L::SUFFIX == D::SUFFIX { L::SUFFIX.to_owned() } else { format!("{}_{}", L::SUFFIX, D::SUFFIX) }
-}
 
 /// Losses and dlogits of logits: those of the linear layer whose weight is the identity, a row at a time.
 fn reference(logits: &[f64], targets: &[i32], v: usize) -> (Vec<f64>, Vec<f64>) {
@@ -39,24 +35,11 @@ fn targets(t: usize, v: usize) -> Vec<i32> {
     targets
 }
 
-fn launch<L: Float, D: Float>(
-    logits: Argument,
-    targets: &[i32],
-    dlogits: Argument,
-    v: usize,
-    order: Order,
-) -> Buffer<f32> {
-    let (mut targets, mut losses) = (Buffer::new(targets), unwritten::<f32>(targets.len()));
-    let arguments = [
-        logits,
-        targets.pointer(),
-        losses.pointer(),
-        dlogits,
-        Argument::int(v).unwrap(),
-        Argument::F32(SCALE),
-    ];
-    let geometry = geometry::cross_entropy(targets.read().len());
-    KERNELS.launch(&format!("cross_entropy_{}", name::<L, D>()), order, geometry, &arguments);
+fn launch(logits: Floats, targets: &[i32], dlogits: Option<Floats>, v: usize, order: Order) -> Buffer<f32> {
+    let t = targets.len();
+    let (mut targets, mut losses) = (Buffer::new(targets), unwritten::<f32>(t));
+    let call = calls::losses(logits, targets.pointer(), losses.pointer(), dlogits, [t, v], SCALE).unwrap();
+    KERNELS.run(order, &call);
     losses
 }
 
@@ -66,10 +49,10 @@ fn check<L: Float, D: Float>() {
         let (want_losses, want_dlogits) = reference(&logits, &targets, v);
         in_both_orders(|order| {
             let (mut logits, mut dlogits) = (floats::<L>(&logits), unwritten::<D>(t * v));
-            let losses = launch::<L, D>(logits.pointer(), &targets, dlogits.pointer(), v, order);
+            let losses = launch(logits.floats(), &targets, Some(dlogits.floats()), v, order);
             assert_close(&losses, &want_losses, 1e-5);
             assert_close(&dlogits, &want_dlogits, D::TOLERANCE.max(1e-5));
-            let alone = launch::<L, D>(logits.pointer(), &targets, Argument::NULL, v, order);
+            let alone = launch(logits.floats(), &targets, None, v, order);
             assert_eq!(bits(&alone), bits(&losses));
             (bits(&losses), bits(&dlogits))
         });
@@ -87,10 +70,10 @@ fn check_in_place<T: Float>() {
     for [t, v] in SHAPES {
         let (logits, targets) = (values(t * v, 2), targets(t, v));
         let (mut x, mut elsewhere) = (floats::<T>(&logits), unwritten::<T>(t * v));
-        let losses = launch::<T, T>(x.pointer(), &targets, elsewhere.pointer(), v, Order::Forward);
+        let losses = launch(x.floats(), &targets, Some(elsewhere.floats()), v, Order::Forward);
         for order in Order::ALL {
             let mut x = floats::<T>(&logits);
-            let in_place = launch::<T, T>(x.pointer(), &targets, x.pointer(), v, order);
+            let in_place = launch(x.floats(), &targets, Some(x.floats()), v, order);
             assert_eq!(bits(&in_place), bits(&losses));
             assert_eq!(bits(&x), bits(&elsewhere));
         }
@@ -111,7 +94,7 @@ fn large_and_infinite_logits_do_not_spoil_a_loss() {
     logits[9000..18_000].fill(-1e30);
     logits[18_000..].fill(0.0);
     let mut x = floats::<f32>(&logits);
-    let losses = launch::<f32, f32>(x.pointer(), &[8999, 17, 4], Argument::NULL, 9000, Order::Forward);
+    let losses = launch(x.floats(), &[8999, 17, 4], None, 9000, Order::Forward);
     assert_close(&losses, &[2f64.ln(), 9000f64.ln(), 9000f64.ln()], 1e-5);
 }
 
@@ -120,10 +103,24 @@ fn a_target_outside_the_vocabulary_spoils_its_row_alone() {
     let logits = values(3 * 40, 3);
     for bad in [40, -2] {
         let (mut x, mut dlogits) = (floats::<f32>(&logits), unwritten::<f32>(120));
-        let losses = launch::<f32, f32>(x.pointer(), &[1, bad, 39], dlogits.pointer(), 40, Order::Forward);
+        let losses = launch(x.floats(), &[1, bad, 39], Some(dlogits.floats()), 40, Order::Forward);
         assert_eq!(losses.read().iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, false]);
         let spoiled: Vec<usize> =
             dlogits.read().chunks(40).map(|row| row.iter().filter(|x| x.is_nan()).count()).collect();
         assert_eq!(spoiled, [0, 40, 0]);
     }
+}
+
+/// The third and fourth row of five, as a chunk of them is launched.
+#[test]
+fn a_chunk_of_rows_leaves_the_losses_of_the_others_alone() {
+    let v = 37;
+    let (logits, targets) = (values(5 * v, 4), [3, 0, 36, -1, 9]);
+    let (want, _) = reference(&logits[2 * v..4 * v], &targets[2..4], v);
+    let (mut x, mut targets) = (floats::<f32>(&logits[2 * v..4 * v]), Buffer::new(&targets));
+    let mut losses = floats::<f32>(&[7.0; 5]);
+    let [of_rows, to] = [targets.pointer(), losses.pointer()].map(|each| each.byte_offset(2 * 4));
+    let call = calls::losses(x.floats(), of_rows, to, None, [2, v], SCALE).unwrap();
+    KERNELS.run(Order::Forward, &call);
+    assert_close(&losses, &[7.0, 7.0, want[0], want[1], 7.0], 1e-5);
 }

@@ -3,12 +3,11 @@
 use std::sync::LazyLock;
 
 use wattle_kernels::cuda::calls::embedding as calls;
-use wattle_kernels::cuda::geometry::{self, RUN_TILE};
+use wattle_kernels::cuda::geometry::RUN_TILE;
 use wattle_kernels::{bf16, reference};
 
 use crate::harness::{
-    Argument, Buffer, Float, Kernels, Order, assert_close, bits, floats, in_both_orders, indices, unwritten,
-    values,
+    Buffer, Float, Kernels, Order, assert_close, bits, floats, in_both_orders, indices, unwritten, values,
 };
 
 static KERNELS: LazyLock<Kernels> = LazyLock::new(|| Kernels::load("embedding.cu"));
@@ -53,36 +52,20 @@ fn an_id_outside_the_vocabulary_gives_nan_and_reads_nothing() {
 /// The ids in rising order, and the tokens they belong to.
 fn sort(ids: &[i32], v: usize, order: Order) -> [Buffer<i32>; 2] {
     let n = ids.len();
-    let (sort, passes) = geometry::embedding_sort(n, v);
-    let (mut counts, mut starts) =
-        (Buffer::new(&vec![u32::MAX; 256 * sort.num_tiles as usize]), Buffer::new(&[u32::MAX; 256]));
-    let mut from = [Buffer::new(ids), Buffer::new(&vec![-1; n])];
-    let mut to = [Buffer::new(&vec![-1; n]), Buffer::new(&vec![-1; n])];
-    for shift in passes {
-        let (n, first_bit) = (Argument::long(n), Argument::int(shift as usize).unwrap());
-        let tokens = if shift == 0 { Argument::NULL } else { from[1].pointer() };
-        KERNELS.launch(
-            "embedding_sort_count",
-            order,
-            sort.count,
-            &[from[0].pointer(), counts.pointer(), n, first_bit],
-        );
-        let arguments = [counts.pointer(), starts.pointer(), Argument::int(sort.num_tiles as usize).unwrap()];
-        KERNELS.launch("embedding_sort_scan", order, sort.scan, &arguments);
-        let arguments = [
-            from[0].pointer(),
-            tokens,
-            counts.pointer(),
-            starts.pointer(),
-            to[0].pointer(),
-            to[1].pointer(),
-            n,
-            first_bit,
-        ];
-        KERNELS.launch("embedding_sort_place", order, sort.place, &arguments);
-        std::mem::swap(&mut from, &mut to);
-    }
-    from
+    let mut ids = Buffer::new(ids);
+    let mut counts = Buffer::new(&vec![u32::MAX; calls::num_counts(n)]);
+    let mut starts = Buffer::new(&[u32::MAX; calls::NUM_DIGITS]);
+    let mut pairs = [(); 2].map(|()| [(); 2].map(|()| Buffer::new(&vec![-1; n])));
+    let buffers = calls::SortBuffers {
+        counts: counts.pointer(),
+        starts: starts.pointer(),
+        pairs: pairs.each_mut().map(|pair| pair.each_mut().map(Buffer::pointer)),
+    };
+    let (calls, [sorted_ids, _]) = calls::sort(ids.pointer(), &buffers, [n, v]).unwrap();
+    calls.iter().for_each(|call| KERNELS.run(order, call));
+    let is_last = |pair: &mut [Buffer<i32>; 2]| pair[0].pointer() == sorted_ids;
+    let [mut a, b] = pairs;
+    if is_last(&mut a) { a } else { b }
 }
 
 #[test]
@@ -108,16 +91,10 @@ fn gradient<T: Float>(
     let n = ids.len();
     let [mut sorted_ids, mut tokens] = sort(ids, v, order);
     let (mut dx, mut dtable) = (floats::<T>(dx), floats::<f32>(before));
-    let mut partials = unwritten::<f32>(n.div_ceil(RUN_TILE) * 2 * d);
-    let sizes = [Argument::long(n), Argument::int(v).unwrap(), Argument::int(d).unwrap()];
-    let arguments =
-        [dx.pointer(), sorted_ids.pointer(), tokens.pointer(), partials.pointer(), dtable.pointer()];
-    let launch = geometry::embedding_backward(n, d, size_of::<T>());
-    let name = format!("embedding_backward_tiles_{}", T::SUFFIX);
-    KERNELS.launch(&name, order, launch, &[&arguments[..], &sizes].concat());
-    let arguments = [sorted_ids.pointer(), partials.pointer(), dtable.pointer()];
-    let launch = geometry::embedding_backward(n, d, 4);
-    KERNELS.launch("embedding_backward_runs", order, launch, &[&arguments[..], &sizes].concat());
+    let mut partials = unwritten::<f32>(calls::num_partials(n) * d);
+    let sorted = [sorted_ids.pointer(), tokens.pointer()];
+    let sums = calls::sums(dx.floats(), sorted, partials.pointer(), dtable.pointer(), [n, v, d]).unwrap();
+    sums.iter().for_each(|call| KERNELS.run(order, call));
     dtable
 }
 
@@ -151,5 +128,18 @@ fn runs_of_one_id_may_cross_any_number_of_tiles() {
     {
         let ids: Vec<i32> = (0..).zip(lengths).flat_map(|(id, len)| vec![id; len]).collect();
         check_backward::<f32>(&ids, 3, 20);
+    }
+}
+
+#[test]
+fn an_id_outside_the_vocabulary_has_no_gradient_and_touches_nothing() {
+    let (v, d) = (5, 8);
+    let ids = [1, -1, 4, 5, 4, i32::MAX, i32::MIN];
+    let dx = values(ids.len() * d, 1);
+    let known = [0usize, 2, 4];
+    let kept: Vec<f64> = known.iter().flat_map(|&t| &dx[t * d..][..d]).copied().collect();
+    let want = reference::embedding::backward(&kept, &[1, 4, 4], v, d);
+    for order in Order::ALL {
+        assert_close(&gradient::<f32>(&ids, &dx, &vec![0.0; v * d], [v, d], order), &want, 4e-6);
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! Nothing here touches a device. `cuda::ops` launches these calls, and `tests/cuda_host` runs the very same on the host.
 
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
 pub mod permute;

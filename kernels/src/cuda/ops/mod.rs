@@ -9,7 +9,10 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
 
+pub(crate) mod adamw;
+pub(crate) mod attention;
 pub(crate) mod bias;
+pub(crate) mod cross_entropy;
 pub(crate) mod elementwise;
 pub(crate) mod embedding;
 pub(crate) mod permute;
@@ -48,6 +51,28 @@ impl Operation {
     /// A shared tensor is copied first, so ask for this before reading from the same.
     fn write(&self, what: &'static str, tensor: &mut Tensor) -> Result<Argument> {
         tensor.device_address_mut(self.name, what, self.gpu.device()).map(pointer)
+    }
+
+    /// Copies whole rows, from row `first` on of one tensor to row `to_first` on of another with rows as long.
+    fn copy_rows(
+        &self,
+        from: &Tensor,
+        first: usize,
+        to: &mut Tensor,
+        to_first: usize,
+        count: usize,
+    ) -> Result<()> {
+        let fits = |tensor: &Tensor, first: usize| first + count <= tensor.num_rows();
+        let row_bytes = |tensor: &Tensor| tensor.last_dim() * tensor.dtype().size_in_bytes();
+        if row_bytes(from) != row_bytes(to) || !fits(from, first) || !fits(to, to_first) {
+            let expected = format!("rows {first} to {} of {:?}", first + count, to.shape());
+            return Err(Error::Shape { op: self.name, what: "rows", got: from.shape().to_vec(), expected });
+        }
+        let offset = |row: usize| (row * row_bytes(from)) as u64;
+        let source = from.device_address(self.name, "rows", self.gpu.device())? + offset(first);
+        let target = to.device_address_mut(self.name, "rows", self.gpu.device())? + offset(to_first);
+        // SAFETY: both tensors have these bytes, as was just checked, and `to` is nobody else's.
+        unsafe { self.gpu.copy(self.name, source, target, count * row_bytes(from)) }
     }
 
     /// # Safety
