@@ -10,8 +10,12 @@ use crate::{assert_close, gpu_is_here, normal, on_gpu};
 const SHAPES: [[usize; 3]; 5] = [[12, 8, 2], [33, 64, 8], [9, 100, 5], [6, 256, 32], [3, 1024, 4]];
 
 fn rules(top_k: usize) -> [Rule; 4] {
-    [(false, false), (true, false), (false, true), (true, true)]
-        .map(|(sigmoid, renormalise)| Rule { sigmoid, renormalise, scale: 2.5, top_k })
+    [(false, false), (true, false), (false, true), (true, true)].map(|(sigmoid, renormalise)| Rule {
+        sigmoid,
+        renormalise,
+        scale: 2.5,
+        top_k,
+    })
 }
 
 fn integers(tensor: &Tensor) -> Vec<i32> {

@@ -4,6 +4,13 @@
 //! Without a GPU the tests say so and stop, unless `WATTLE_REQUIRE_CUDA=1` makes that a failure.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail by panicking")]
 
+mod adamw;
+mod attention;
+mod cross_entropy;
+mod embedding_backward;
+mod router;
+mod routing_plan;
+
 use wattle_kernels::ops::{bias, elementwise, embedding, permute, reduce, rms_norm, rope, swiglu};
 use wattle_kernels::rng::{Philox, Purpose};
 use wattle_kernels::{DType, Device, Error, Tensor, cuda};
