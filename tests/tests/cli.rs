@@ -33,7 +33,6 @@ const STEP_OPERATIONS: [&str; 29] = [
     "cross_entropy_backward",
     "embedding",
     "embedding_backward",
-    "entropy",
     "fill_zero",
     "gather",
     "gather_sum",
@@ -47,14 +46,15 @@ const STEP_OPERATIONS: [&str; 29] = [
     "rms_norm_backward",
     "rope",
     "rope_backward",
-    "select",
-    "select_backward",
-    "softmax",
-    "softmax_backward",
+    "router",
+    "router_backward",
+    "router_losses",
+    "routing_plan",
+    "routing_shares",
+    "routing_tally",
     "sum_of_squares",
     "swiglu",
     "swiglu_backward",
-    "top_k",
 ];
 
 fn keys(value: &Value) -> Vec<&str> {
