@@ -21,6 +21,9 @@ const MAPPED_BYTES: usize = 1 << 20;
 /// The large page of x86-64, and of Arm with small pages of four kibibytes.
 const LARGE_PAGE_BYTES: usize = 2 << 20;
 
+/// The largest page that a system uses as its smallest: a mapping ends on the border of one, so that it can be cut there.
+const LARGEST_SMALL_PAGE_BYTES: usize = 64 << 10;
+
 /// How much memory tensors use, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolStats {
@@ -167,7 +170,8 @@ fn map(capacity: usize) -> Option<NonNull<u8>> {
     let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     // Room to begin on the border of a large page.
     let slack = if capacity >= LARGE_PAGE_BYTES { LARGE_PAGE_BYTES } else { 0 };
-    let mapped = capacity.checked_add(slack)?;
+    let block_bytes = mapped_bytes(capacity);
+    let mapped = block_bytes.checked_add(slack)?;
     // SAFETY: a new private mapping touches no memory that anybody has.
     let start = unsafe { libc::mmap(std::ptr::null_mut(), mapped, protection, flags, -1, 0) };
     if start == libc::MAP_FAILED {
@@ -181,12 +185,17 @@ fn map(capacity: usize) -> Option<NonNull<u8>> {
     unsafe {
         let block = start.cast::<u8>().add(before);
         unmap(start.cast(), before);
-        unmap(block.add(capacity), slack - before);
+        unmap(block.add(block_bytes), slack - before);
         // A wish: a system without large pages refuses it and gives small ones.
         #[cfg(target_os = "linux")]
         libc::madvise(block.cast(), capacity, libc::MADV_HUGEPAGE);
         NonNull::new(block)
     }
+}
+
+/// What a block of `capacity` bytes takes of the address space: whole pages. What lies behind it is never touched.
+fn mapped_bytes(capacity: usize) -> usize {
+    capacity.next_multiple_of(LARGEST_SMALL_PAGE_BYTES)
 }
 
 /// # Safety
@@ -200,8 +209,8 @@ unsafe fn unmap(start: *mut u8, bytes: usize) {
 
 fn free_block(ptr: NonNull<u8>, capacity: usize) {
     if capacity >= MAPPED_BYTES {
-        // SAFETY: every block of this size is a mapping of exactly `capacity` bytes and is freed once.
-        unsafe { unmap(ptr.as_ptr(), capacity) };
+        // SAFETY: every block of this size is a mapping of exactly so many bytes and is freed once.
+        unsafe { unmap(ptr.as_ptr(), mapped_bytes(capacity)) };
         return;
     }
     // SAFETY: every smaller block was allocated in `new_block` with exactly this layout and is freed once.

@@ -3,9 +3,13 @@
 //! Without a GPU the tests say so and stop, unless `WATTLE_REQUIRE_CUDA=1` makes that a failure.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+#[path = "../../kernels/tests/cuda_device/gpu.rs"]
+mod gpu;
+
+use gpu::gpu_is_here;
 use wattle_kernels::ops::elementwise;
 use wattle_kernels::rng::{Philox, Purpose};
-use wattle_kernels::{DType, Device, Tensor, cuda};
+use wattle_kernels::{DType, Device, Tensor};
 use wattle_router::experts::{self, ExpertTimes};
 use wattle_router::{
     BalanceLoss, Load, LoadAccumulator, RouterConfig, RouterLosses, Scoring, route, route_backward,
@@ -14,19 +18,6 @@ use wattle_router::{
 const T: usize = 96;
 const D: usize = 64;
 const F: usize = 32;
-
-fn gpu_is_here() -> bool {
-    let status = cuda::status();
-    if !status.devices.is_empty() {
-        return true;
-    }
-    let missing = status.libraries.iter().filter_map(|library| library.remedy).next();
-    let reason = status.problem.as_deref().or(missing).unwrap_or("the driver shows none");
-    let required = std::env::var("WATTLE_REQUIRE_CUDA").is_ok_and(|value| value == "1");
-    assert!(!required, "WATTLE_REQUIRE_CUDA is 1, but there is no CUDA device: {reason}");
-    eprintln!("did not run: no CUDA device ({reason})");
-    false
-}
 
 fn normal(shape: &[usize], dtype: DType, seed: u64, device: Device) -> Tensor {
     let rng = Philox::new(seed, Purpose::Synthetic, 0);

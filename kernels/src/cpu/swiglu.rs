@@ -73,9 +73,10 @@ fn backward_blocks<T: Float>(
         (block, slices, dweights.as_mut().and_then(Iterator::next).unwrap_or_default())
     });
     parallel::for_each(tasks, |(block, (dh, gate_up), dweights)| {
+        let mut terms = vec![0.0; f];
         for (r, (dh, gate_up)) in dh.chunks_exact_mut(f).zip(gate_up.chunks_exact_mut(2 * f)).enumerate() {
             let weight = weights.map_or(1.0, |weights| weights[block * rows + r]);
-            let dweight = backward_row(dh, gate_up.split_at_mut(f), weight);
+            let dweight = backward_row(dh, gate_up.split_at_mut(f), weight, &mut terms);
             if let Some(to) = dweights.get_mut(r) {
                 *to = dweight;
             }
@@ -100,19 +101,23 @@ fn forward_row<T: Float>((gate, up): (&[T], &[T]), weight: f32, h: &mut [T]) {
     );
 }
 
-/// Turns dh into h, gate and up into their gradients, and gives the weight's.
-fn backward_row<T: Float>(dh: &mut [T], (gate, up): (&mut [T], &mut [T]), weight: f32) -> f32 {
+/// Turns dh into h, gate and up into their gradients, and gives the weight's. `terms` is room for a row.
+fn backward_row<T: Float>(
+    dh: &mut [T],
+    (gate, up): (&mut [T], &mut [T]),
+    weight: f32,
+    terms: &mut [f32],
+) -> f32 {
     #[cfg(target_arch = "x86_64")]
     if swiglu_avx512::fits(dh.len()) {
         // SAFETY: `fits` found what it needs.
         return unsafe { swiglu_avx512::backward_row(dh, (gate, up), weight) };
     }
-    let mut terms = vec![0.0; dh.len()];
     vectorised(
         #[inline(always)]
         || {
-            backward_values(dh, gate, up, weight, &mut terms);
-            lane_sum(&terms, |term| term)
+            backward_values(dh, gate, up, weight, terms);
+            lane_sum(terms, |term| term)
         },
     )
 }

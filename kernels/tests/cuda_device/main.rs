@@ -8,6 +8,7 @@ mod adamw;
 mod attention;
 mod cross_entropy;
 mod embedding_backward;
+mod gpu;
 mod router;
 mod routing_plan;
 
@@ -15,23 +16,12 @@ use wattle_kernels::ops::{bias, elementwise, embedding, permute, reduce, rms_nor
 use wattle_kernels::rng::{Philox, Purpose};
 use wattle_kernels::{DType, Device, Error, Tensor, cuda};
 
+use gpu::gpu_is_here;
+
 const GPU: Device = Device::Cuda(0);
 const DTYPES: [DType; 2] = [DType::F32, DType::Bf16];
 /// Rows and their length: ragged, several rows a warp, a row a block.
 const SHAPES: [[usize; 2]; 4] = [[1, 8], [37, 6], [70, 256], [9, 2048]];
-
-fn gpu_is_here() -> bool {
-    let status = cuda::status();
-    if !status.devices.is_empty() {
-        return true;
-    }
-    let missing = status.libraries.iter().filter_map(|library| library.remedy).next();
-    let reason = status.problem.as_deref().or(missing).unwrap_or("the driver shows none");
-    let required = std::env::var("WATTLE_REQUIRE_CUDA").is_ok_and(|value| value == "1");
-    assert!(!required, "WATTLE_REQUIRE_CUDA is 1, but there is no CUDA device: {reason}");
-    eprintln!("did not run: no CUDA device ({reason})");
-    false
-}
 
 fn normal(shape: &[usize], dtype: DType, seed: u64) -> Tensor {
     let rng = Philox::new(seed, Purpose::Synthetic, 0);

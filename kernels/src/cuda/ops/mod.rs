@@ -43,6 +43,11 @@ impl Operation {
         tensor.device_address(self.name, what, self.gpu.device()).map(pointer)
     }
 
+    /// Null where there is no tensor.
+    fn read_optional(&self, what: &'static str, tensor: Option<&Tensor>) -> Result<Argument> {
+        tensor.map_or(Ok(Argument::NULL), |tensor| self.read(what, tensor))
+    }
+
     /// A tensor whose dtype picks the kernel.
     fn floats(&self, what: &'static str, tensor: &Tensor) -> Result<Floats> {
         Ok(Floats { pointer: self.read(what, tensor)?, dtype: tensor.dtype() })

@@ -17,7 +17,7 @@ pub(crate) fn forward(
     let op = Operation::on("router", logits_te)?;
     let buffers = calls::Forward {
         logits: op.read("logits", logits_te)?,
-        bias: optional(&op, "bias", bias_e)?,
+        bias: op.read_optional("bias", bias_e)?,
         scores: op.write("scores", &mut routed.scores_te)?,
         indices: op.write("indices", &mut routed.indices_tk)?,
         weights: op.write("weights", &mut routed.weights_tk)?,
@@ -41,7 +41,7 @@ pub(crate) fn losses(scores_te: &Tensor, rule: Rule, losses: &Losses, losses_2: 
         // SAFETY: the op checked shapes and dtypes, and there is a term for each token.
         unsafe { op.launch(&call) }?;
     }
-    let buffers = [terms, optional(&op, "lse", losses.lse_t)?, op.write("losses", losses_2)?];
+    let buffers = [terms, op.read_optional("lse", losses.lse_t)?, op.write("losses", losses_2)?];
     let call = calls::losses(buffers, shape, [losses.balance_coefficient, losses.z_coefficient]);
     // SAFETY: the terms were just written, lse has a value a token, and the losses are two.
     unsafe { op.launch(&call) }
@@ -61,9 +61,9 @@ pub(crate) fn backward(
         token_to_rows: op.read("token_to_rows", token_to_rows_tk)?,
         scores: op.read("scores", &routed.scores_te)?,
         indices: op.read("indices", &routed.indices_tk)?,
-        shares: optional(&op, "shares", losses.shares_ge)?,
+        shares: op.read_optional("shares", losses.shares_ge)?,
         logits: op.read("logits", logits_te)?,
-        lse: optional(&op, "lse", losses.lse_t)?,
+        lse: op.read_optional("lse", losses.lse_t)?,
         dlogits: op.write("dlogits", dlogits_te)?,
     };
     let shape = [logits_te.num_rows(), logits_te.last_dim()];
@@ -73,8 +73,4 @@ pub(crate) fn backward(
     // SAFETY: the op checked shapes and dtypes; that indices are experts and rows have a gradient is the promise of the
     // router's forward and of the plan.
     unsafe { op.launch(&call) }
-}
-
-fn optional(op: &Operation, what: &'static str, tensor: Option<&Tensor>) -> Result<Argument> {
-    tensor.map_or(Ok(Argument::NULL), |tensor| op.read(what, tensor))
 }

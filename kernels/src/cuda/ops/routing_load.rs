@@ -1,7 +1,6 @@
 //! The load of the experts.
 
 use super::Operation;
-use crate::cuda::Argument;
 use crate::cuda::calls::routing_load as calls;
 use crate::error::Result;
 use crate::ops::routing_plan::RoutingPlan;
@@ -31,7 +30,7 @@ pub(crate) fn by_group(indices_tk: &Tensor, load_ge: &mut Tensor) -> Result<()> 
 
 pub(crate) fn shares(load_ge: &Tensor, earlier_e: Option<&Tensor>, shares_ge: &mut Tensor) -> Result<()> {
     let op = Operation::on("routing_shares", load_ge)?;
-    let earlier = earlier_e.map_or(Ok(Argument::NULL), |earlier_e| op.read("earlier_load", earlier_e))?;
+    let earlier = op.read_optional("earlier_load", earlier_e)?;
     let buffers = [op.read("load", load_ge)?, earlier, op.write("shares", shares_ge)?];
     let call = calls::shares(buffers, [load_ge.num_rows(), load_ge.last_dim()])?;
     // SAFETY: the op checked shapes and dtypes.

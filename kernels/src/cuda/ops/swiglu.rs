@@ -8,7 +8,7 @@ use crate::tensor::Tensor;
 
 pub(crate) fn forward(gate_up_r2f: &Tensor, weights_r: Option<&Tensor>, h_rf: &mut Tensor) -> Result<()> {
     let op = Operation::on("swiglu", gate_up_r2f)?;
-    let weights = weights_r.map_or(Ok(Argument::NULL), |weights| op.read("weights", weights))?;
+    let weights = op.read_optional("weights", weights_r)?;
     let shape = [h_rf.num_rows(), h_rf.last_dim()];
     let call = calls::forward(op.floats("gate_up", gate_up_r2f)?, weights, op.write("h", h_rf)?, shape)?;
     // SAFETY: the op checked shapes and dtypes.
